@@ -1,0 +1,71 @@
+#!/usr/bin/env node
+// The launcher. Plain JavaScript that old Node versions can read: it finds a Node
+// that is new enough for the program itself (which is TypeScript, run by type
+// stripping) and hands over to it.
+import { spawn } from 'node:child_process';
+import { existsSync, readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { constants } from 'node:os';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+const REQUIRED_MAJOR = 24;
+
+if (Number(process.versions.node.split('.')[0]) >= REQUIRED_MAJOR) {
+  await import('../src/main.ts');
+} else {
+  const node = bundledNode();
+  if (node === undefined) {
+    process.stderr.write(
+      `flotilla needs Node.js ${REQUIRED_MAJOR} or newer; this is ${process.versions.node}.\n` +
+        'Either install it from https://nodejs.org, or let npm put it next to flotilla, in the folder where flotilla is installed:\n' +
+        '  npm pkg set allowScripts.node=true --json && npm install node@24\n' +
+        'In the repository: npm ci. If that was done already, npm blocked an install script: npm rebuild node --ignore-scripts=false\n',
+    );
+    process.exitCode = 1;
+  } else {
+    handOver(node);
+  }
+}
+
+/** The binary that the `node` package put next to us, if it is there and new enough. */
+function bundledNode() {
+  try {
+    const manifest = createRequire(import.meta.url).resolve('node/package.json');
+    const major = Number(JSON.parse(readFileSync(manifest, 'utf8')).version.split('.')[0]);
+    const binary = join(dirname(manifest), 'bin', process.platform === 'win32' ? 'node.exe' : 'node');
+    return major >= REQUIRED_MAJOR && existsSync(binary) ? binary : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function handOver(node) {
+  const child = spawn(node, [...process.execArgv, fileURLToPath(import.meta.url), ...process.argv.slice(2)], {
+    stdio: 'inherit',
+  });
+  // Having a handler keeps this process alive until the child has ended. A terminal
+  // sends Ctrl-C to the whole process group, so the child gets that one itself: only
+  // signals that were aimed at us are passed on, and SIGINT counts as such when there
+  // is no terminal.
+  const forward = (signal) => {
+    if (signal === 'SIGINT' && process.stdin.isTTY) return;
+    child.kill(signal);
+  };
+  const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'];
+  for (const signal of signals) process.on(signal, forward);
+
+  child.on('error', (error) => {
+    process.stderr.write(`flotilla could not start ${node}: ${error.message}\n`);
+    process.exitCode = 1;
+  });
+  child.on('exit', (code, signal) => {
+    for (const name of signals) process.off(name, forward);
+    if (signal === null) {
+      process.exitCode = code ?? 1;
+      return;
+    }
+    process.exitCode = 128 + (constants.signals[signal] ?? 0);
+    process.kill(process.pid, signal);
+  });
+}

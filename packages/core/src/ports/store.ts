@@ -1,0 +1,285 @@
+import type { Descriptor, JobState, NodeState, Scope } from '@flotilla/protocol';
+
+/**
+ * The store as the control plane sees it: one SQL dialect behind it, PostgreSQL or the embedded PGlite.
+ *
+ * - A promise that resolves means committed. A rejection means not known to be committed.
+ * - Times are milliseconds since the epoch, stamped for people; no decision compares two machines' clocks.
+ * - Counts of tokens, epochs, offsets and order keys are 64-bit in the store on every engine.
+ * - Each write of administration raises the configuration version in the same transaction, which is how replicas
+ *   learn that their snapshots are old.
+ */
+export interface Store {
+  readonly engine: 'embedded' | 'postgres';
+  /** What an acknowledged write survives (promise P9); printed at start. */
+  readonly durability: 'process death' | 'power loss';
+  ping(): Promise<void>;
+  close(): Promise<void>;
+
+  // ── Configuration snapshots ──
+  configVersion(): Promise<number>;
+  loadKeys(): Promise<KeyRecord[]>;
+  loadNodes(): Promise<NodeRecord[]>;
+
+  // ── Keys ──
+  insertKey(key: KeyRecord): Promise<void>;
+  /** @returns the key as it now is, or undefined if there is none. */
+  updateKey(id: string, patch: KeyPatch): Promise<KeyRecord | undefined>;
+  /** Idempotent: a second revocation keeps the first's time. */
+  revokeKey(id: string, at: number): Promise<KeyRecord | undefined>;
+  /** One statement for all. */
+  touchKeys(used: { id: string; at: number }[]): Promise<void>;
+
+  // ── Enrolment ──
+  insertToken(token: TokenRecord): Promise<void>;
+  listTokens(page: PageRequest, now: number): Promise<Page<TokenRecord>>;
+  deleteToken(id: string): Promise<boolean>;
+  /** Uses up one use of the token and makes the node with its credential, or does neither. */
+  enrolNode(enrolment: Enrolment): Promise<EnrolmentResult>;
+
+  // ── Nodes ──
+  /** Raises the epoch of each node by one, in one statement, and returns the new ones; unknown ids are left out. */
+  takeEpochs(replica: string, nodes: string[]): Promise<Map<string, number>>;
+  updateNode(id: string, patch: NodePatch): Promise<NodeRecord | undefined>;
+  /** Adds a credential; those before it end at `old_expires_at`. */
+  rotateCredential(node: string, credential: CredentialRecord, old_expires_at: number): Promise<boolean>;
+  revokeNode(id: string, at: number): Promise<NodeRecord | undefined>;
+  deleteNode(id: string): Promise<boolean>;
+  /** Descriptors that changed; each only where `epoch` is still the node's. One statement for all. */
+  saveDescriptors(changes: DescriptorChange[]): Promise<void>;
+  /** Liveness transitions; each only where `epoch` is still the node's. One statement for all. */
+  saveNodeStates(changes: NodeStateChange[]): Promise<void>;
+  /** `last_seen_at` of all nodes heard from, in one statement. */
+  flushSeen(seen: { id: string; at: number }[]): Promise<void>;
+
+  // ── Replicas ──
+  /** Says that this replica lives; the first call makes its row. */
+  bumpReplica(id: string): Promise<void>;
+  endReplica(id: string): Promise<void>;
+  /** Rows of all replicas, with the store's own count of bumps, so that a watcher can see one stand still. */
+  listReplicas(): Promise<{ id: string; bumps: number }[]>;
+
+  // ── Attached jobs ──
+  /**
+   * Finished attached jobs: job, attempts and usage of all of them in one statement with one JSON parameter.
+   * A job already settled stays as it is (the same settlement may be sent again after a lost answer).
+   */
+  settle(batch: Settlement[]): Promise<void>;
+  /** Attached jobs still open after a second, without bodies; `settle` completes the same rows. */
+  recordOpen(batch: JobRecord[]): Promise<void>;
+  /** Ends open attached rows of a replica that is no more. @returns how many */
+  endOrphans(replica: string, at: number): Promise<number>;
+
+  listJobs(filter: JobFilter, page: PageRequest): Promise<Page<StoredJob>>;
+  findJob(id: string): Promise<StoredJob | undefined>;
+
+  // ── Usage ──
+  listUsage(filter: UsageFilter, page: PageRequest): Promise<Page<UsageRecord>>;
+  summarizeUsage(filter: UsageFilter, by: 'model' | 'key' | 'node' | 'day'): Promise<UsageGroup[]>;
+
+  // ── Upkeep ──
+  /** Deletes what has outlived its time, a bounded number of rows a call. Any replica may call it at any time. */
+  sweep(limits: RetentionLimits, now: number): Promise<SweepResult>;
+}
+
+export interface KeyRecord {
+  id: string;
+  name: string;
+  /** SHA-256 of the whole credential, hex; the credential itself is 256 random bits. */
+  hash: string;
+  role: 'admin' | null;
+  scopes: Scope[];
+  allowed_models: string[];
+  node_labels: Record<string, string>;
+  requests_per_minute: number | null;
+  concurrency: number | null;
+  created_at: number;
+  expires_at: number | null;
+  last_used_at: number | null;
+  revoked_at: number | null;
+}
+export type KeyPatch = Partial<
+  Pick<
+    KeyRecord,
+    | 'name'
+    | 'scopes'
+    | 'allowed_models'
+    | 'node_labels'
+    | 'requests_per_minute'
+    | 'concurrency'
+    | 'expires_at'
+  >
+>;
+
+export interface TokenRecord {
+  id: string;
+  hash: string;
+  labels: Record<string, string>;
+  allowed_models: string[];
+  max_uses: number;
+  uses: number;
+  created_at: number;
+  expires_at: number;
+}
+
+export interface CredentialRecord {
+  id: string;
+  hash: string;
+  created_at: number;
+  expires_at: number | null;
+}
+
+export interface Enrolment {
+  token_hash: string;
+  node: string;
+  name: string;
+  labels: Record<string, string>;
+  credential: CredentialRecord;
+  now: number;
+}
+export type EnrolmentResult =
+  | { enrolled: NodeRecord }
+  | { refused: 'token_unknown' | 'token_expired' | 'token_used' | 'name_taken' };
+
+export interface NodeRecord {
+  id: string;
+  name: string;
+  /** The token's labels and then the node's own at enrolment; the operator's edits replace them. */
+  labels: Record<string, string>;
+  allowed_models: string[];
+  state: NodeState;
+  cordoned: boolean;
+  /** Wall-clock deadline of the drain asked for; null: none. */
+  drain_deadline_at: number | null;
+  epoch: number;
+  descriptor: Descriptor | null;
+  descriptor_hash: string | null;
+  close_reason: string | null;
+  created_at: number;
+  last_seen_at: number | null;
+  revoked_at: number | null;
+  /** Only those that have not expired for more than a day. */
+  credentials: CredentialRecord[];
+}
+export type NodePatch = Partial<
+  Pick<NodeRecord, 'labels' | 'allowed_models' | 'cordoned' | 'drain_deadline_at'>
+>;
+
+export interface DescriptorChange {
+  id: string;
+  epoch: number;
+  descriptor: Descriptor;
+  descriptor_hash: string;
+}
+export interface NodeStateChange {
+  id: string;
+  epoch: number;
+  state: NodeState;
+  close_reason: string | null;
+  at: number;
+}
+
+export interface JobRecord {
+  id: string;
+  kind: 'inference' | 'agent' | 'discovery';
+  attached: boolean;
+  state: JobState;
+  /** The replica that owns an attached job. */
+  replica: string;
+  key: string | null;
+  model: string;
+  operation: string;
+  request_id: string;
+  order_key: number;
+  error_code: string | null;
+  error_message: string | null;
+  created_at: number;
+  finished_at: number | null;
+}
+
+export interface AttemptRecord {
+  attempt: number;
+  node: string | null;
+  backend: string | null;
+  epoch: number;
+  /** `succeeded`, or why it ended: an error code or a scheduler's reason such as `withdrawn`. */
+  outcome: string;
+  code: string | null;
+  message: string | null;
+  offered_at: number;
+  started_at: number | null;
+  ended_at: number | null;
+}
+
+export interface UsageRecord {
+  job: string;
+  request_id: string;
+  key: string | null;
+  model: string;
+  operation: string;
+  node: string | null;
+  outcome: string;
+  status: number;
+  attempts: number;
+  prompt_tokens: number;
+  completion_tokens: number;
+  cached_tokens: number;
+  estimated: boolean;
+  queue_ms: number;
+  first_byte_ms: number | null;
+  total_ms: number;
+  created_at: number;
+}
+
+export interface Settlement {
+  job: JobRecord;
+  attempts: AttemptRecord[];
+  usage: UsageRecord;
+}
+
+export interface StoredJob extends JobRecord {
+  attempts: AttemptRecord[];
+}
+
+/** Newest first; `after` is the id of the last row of the page before. */
+export interface PageRequest {
+  limit: number;
+  after?: string;
+}
+export interface Page<T> {
+  rows: T[];
+  next_after: string | null;
+}
+export interface JobFilter {
+  key?: string;
+  state?: JobState;
+  model?: string;
+}
+export interface UsageFilter {
+  key?: string;
+  model?: string;
+  node?: string;
+  since?: number;
+  until?: number;
+}
+export interface UsageGroup {
+  group: string;
+  requests: number;
+  failed: number;
+  prompt_tokens: number;
+  completion_tokens: number;
+  estimated: number;
+}
+export interface RetentionLimits {
+  /** Finished jobs and their attempts are kept this long. */
+  jobs_ms: number;
+  usage_ms: number;
+  /** Most rows deleted of each kind in one call. */
+  batch: number;
+}
+export interface SweepResult {
+  jobs: number;
+  usage: number;
+  tokens: number;
+  credentials: number;
+}
