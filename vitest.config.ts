@@ -1,10 +1,44 @@
+import { fileURLToPath } from 'node:url';
 import { defineConfig } from 'vitest/config';
+import { BaseSequencer, type TestSpecification } from 'vitest/node';
+
+/** The long files, those with real processes, come first: so that at the end no worker waits for the other. */
+class ProcessesFirst extends BaseSequencer {
+  override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
+    const sorted = await super.sort(files);
+    const late = (file: TestSpecification) => (file.moduleId.includes('/tests/') ? 0 : 1);
+    return sorted.toSorted((a, b) => late(a) - late(b));
+  }
+}
+
+/** Suites that hold times of a few milliseconds run alone, after the others: both cores are theirs. */
+const TIMED = ['tests/e2e/capacity.test.ts', 'tests/e2e/cancellation.test.ts'];
 
 export default defineConfig({
   test: {
-    include: ['packages/*/src/**/*.test.ts', 'tests/**/*.test.ts'],
+    projects: [
+      {
+        extends: true,
+        test: {
+          name: 'all',
+          include: ['packages/*/src/**/*.test.ts', 'tests/**/*.test.ts'],
+          exclude: ['**/node_modules/**', ...TIMED],
+          sequence: { groupOrder: 0 },
+        },
+      },
+      {
+        extends: true,
+        test: { name: 'timed', include: TIMED, sequence: { groupOrder: 1 }, maxWorkers: 1 },
+      },
+    ],
+    globalSetup: 'tests/support/prepare.ts',
+    // The tests start this program some hundred times: from the second time on without reading its source anew.
+    env: { NODE_COMPILE_CACHE: fileURLToPath(new URL('node_modules/.cache/flotilla', import.meta.url)) },
+    sequence: { sequencer: ProcessesFirst },
     pool: 'forks',
     maxWorkers: 2,
+    // Files share their worker's modules: loading them anew for each file took a tenth of the whole time.
+    isolate: false,
     testTimeout: 20_000,
     hookTimeout: 20_000,
   },

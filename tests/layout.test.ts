@@ -19,6 +19,8 @@ const mayImport: Record<string, { values: string[]; types: string[] }> = {
 };
 
 const maxLines = 600;
+/** A suite is read from its names; it may be longer than what it proves. */
+const maxTestLines = 750;
 const bannedFolders = new Set(['utils', 'helpers', 'common', 'misc', 'lib']);
 
 function list(...patterns: string[]): string[] {
@@ -163,7 +165,7 @@ describe('layout', () => {
         path,
         lines: readFileSync(resolve(root, path), 'utf8').trimEnd().split('\n').length,
       }))
-      .filter(({ lines }) => lines > maxLines);
+      .filter(({ path, lines }) => lines > (path.endsWith('.test.ts') ? maxTestLines : maxLines));
     expect(long).toEqual([]);
   });
 

@@ -52,7 +52,7 @@ export interface JobKernel {
 export type JobEvent =
   | { type: 'offer'; node: string; epoch: number }
   | { type: 'started'; fence: Fence }
-  | { type: 'rejected'; fence: Fence; reason: string }
+  | { type: 'rejected'; fence: Fence; reason: string; retry_delay_ms: number }
   /** The node did not answer the offer in time. */
   | { type: 'withdraw'; fence: Fence }
   | { type: 'handed'; fence: Fence }
@@ -70,7 +70,8 @@ export type JobEvent =
   /** Its lease ended, or its link was away for longer than this kind of work waits. */
   | { type: 'node_lost'; fence: Fence; retry_delay_ms: number }
   | { type: 'contact'; fence: Fence; contact: 'ok' | 'lost' }
-  | { type: 'cancel'; message: string }
+  /** By its client or an operator; `unavailable` when it is the control plane that stops. */
+  | { type: 'cancel'; message: string; code?: 'cancelled' | 'unavailable' }
   /** Nobody can serve it and nobody who could may return. */
   | { type: 'no_capacity'; message: string }
   | { type: 'deadline' };
@@ -126,7 +127,7 @@ export function stepJob(job: JobKernel, event: JobEvent, now_ms: number): JobSte
         : unchanged(job);
     case 'rejected':
       return holds(job, event.fence) && job.state === 'leased'
-        ? requeue(job, 'rejected', event.reason, now_ms)
+        ? requeue(job, 'rejected', event.reason, now_ms, event.retry_delay_ms)
         : unchanged(job);
     case 'withdraw':
       return withdraw(job, event.fence, now_ms);
@@ -136,12 +137,15 @@ export function stepJob(job: JobKernel, event: JobEvent, now_ms: number): JobSte
       return failed(job, event, now_ms);
     case 'released':
       return holds(job, event.fence)
-        ? lost(job, 'node_lost', 'the node let go of the attempt', now_ms + event.retry_delay_ms, false)
+        ? lost(job, 'node_lost', 'the node let go of the attempt', now_ms, event.retry_delay_ms, false)
         : unchanged(job);
     case 'node_lost':
-      return holds(job, event.fence) ? nodeLost(job, now_ms + event.retry_delay_ms) : unchanged(job);
-    case 'cancel':
-      return isOpen(job) ? end(job, 'cancelled', 'cancelled', event.message, 'cancel') : unchanged(job);
+      return holds(job, event.fence) ? nodeLost(job, now_ms, event.retry_delay_ms) : unchanged(job);
+    case 'cancel': {
+      const code = event.code ?? 'cancelled';
+      const state = code === 'cancelled' ? 'cancelled' : 'failed';
+      return isOpen(job) ? end(job, state, code, event.message, 'cancel') : unchanged(job);
+    }
     case 'no_capacity':
       return job.state === 'queued'
         ? end(job, 'failed', 'no_capacity', event.message, 'cancel')
@@ -209,7 +213,7 @@ function withdraw(job: JobKernel, fence: Fence, now_ms: number): JobStep {
     reason: 'the offer was not answered in time',
   };
   if (!job.policy.attached) return { job, effects: [tell] };
-  const step = requeue(job, 'withdrawn', 'the offer was not answered in time', now_ms);
+  const step = requeue(job, 'withdrawn', 'the offer was not answered in time', now_ms, 0);
   return { job: step.job, effects: [tell, ...step.effects] };
 }
 
@@ -230,12 +234,12 @@ function failed(job: JobKernel, event: Extract<JobEvent, { type: 'failed' }>, no
   }
   const accepted = { ...job, accepted: { attempt: event.fence.attempt, digest } };
   const step = event.retryable
-    ? lost(accepted, event.code, event.message, now_ms + event.retry_delay_ms, true)
+    ? lost(accepted, event.code, event.message, now_ms, event.retry_delay_ms, true)
     : end(accepted, event.code === 'run_timeout' ? 'timed_out' : 'failed', event.code, event.message, null);
   return { job: step.job, effects: [{ type: 'answer', outcome: 'accepted' }, ...step.effects] };
 }
 
-function nodeLost(job: JobKernel, not_before_ms: number): JobStep {
+function nodeLost(job: JobKernel, now_ms: number, delay_ms: number): JobStep {
   const { on_node_loss } = job.policy;
   if (on_node_loss === 'wait_for_origin') return { job: { ...job, contact: 'lost' }, effects: NO_EFFECTS };
   const fence = job.current!;
@@ -244,7 +248,7 @@ function nodeLost(job: JobKernel, not_before_ms: number): JobStep {
   const step =
     on_node_loss === 'fail'
       ? end(job, 'failed', 'node_lost', message, null)
-      : lost(job, 'node_lost', message, not_before_ms, false);
+      : lost(job, 'node_lost', message, now_ms, delay_ms, false);
   return { job: step.job, effects: [tell, ...step.effects] };
 }
 
@@ -253,19 +257,36 @@ function lost(
   job: JobKernel,
   code: ErrorCode,
   message: string,
-  not_before_ms: number,
+  now_ms: number,
+  delay_ms: number,
   says_started: boolean,
 ): JobStep {
   if (job.handed) return end(job, 'failed', code, message, null);
   const failures = job.failures + (job.current!.started || says_started ? 1 : 0);
-  if (failures < job.policy.max_attempts) return requeue({ ...job, failures }, code, message, not_before_ms);
+  if (failures < job.policy.max_attempts)
+    return requeue({ ...job, failures }, code, message, now_ms, delay_ms);
   return end({ ...job, failures }, 'failed', 'attempts_exhausted', message, null, code);
 }
 
-function requeue(job: JobKernel, outcome: string, message: string, not_before_ms: number): JobStep {
-  const { attempt } = job.current!;
+function requeue(
+  job: JobKernel,
+  outcome: string,
+  message: string,
+  now_ms: number,
+  delay_ms: number,
+): JobStep {
+  const { attempt, started } = job.current!;
+  // The run's deadline went with its attempt: from now on it waits as long as a new job would.
+  const deadline_ms = started ? now_ms + job.policy.queue_timeout_ms : job.deadline_ms;
   return {
-    job: { ...job, state: 'queued', current: null, not_before_ms, contact: 'ok' },
+    job: {
+      ...job,
+      state: 'queued',
+      current: null,
+      not_before_ms: now_ms + delay_ms,
+      deadline_ms,
+      contact: 'ok',
+    },
     effects: [{ type: 'attempt_ended', attempt, outcome, message }, { type: 'enqueue' }],
   };
 }

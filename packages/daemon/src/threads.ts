@@ -48,16 +48,35 @@ export type FromLink =
   | { type: 'connected'; epoch: number; node_id: string; name: string; heartbeat_ms: number }
   | { type: 'disconnected'; reason: string; retry_in_ms: number }
   /** A beat was acknowledged. Times are wall-clock milliseconds, for files and people. */
-  | { type: 'acked'; at: number; rtt_ms: number; cordoned: boolean; drain_ms: number | null; warnings: string[] }
-  | { type: 'load'; pools: { id: string; in_flight: number; capacity: number }[]; attempts: AttemptLoad[] }
+  | {
+      type: 'acked';
+      at: number;
+      rtt_ms: number;
+      cordoned: boolean;
+      drain_ms: number | null;
+      warnings: string[];
+    }
+  /** A moment after something began or ended, with all that ended since the last one: never a message a request. */
+  | {
+      type: 'load';
+      pools: { id: string; in_flight: number; capacity: number }[];
+      attempts: AttemptLoad[];
+      ended: EndedAttempt[];
+    }
   /** A request to a backend failed in a way that says something of its health: probe it now. */
   | { type: 'backend_failed'; backend: string; model: string; reason: string }
   /** At most once a second for each backend and model: served, so no probe is needed. */
   | { type: 'backend_served'; backend: string; model: string; operation: Operation }
-  | { type: 'attempt_ended'; outcome: string; operation: Operation; first_byte_ms: number | null; total_ms: number }
   | { type: 'fenced'; attempts: number }
   /** The thread has ended for good; the process exits 0 after a drain, else 1. */
   | { type: 'stopped'; why: 'drained' | 'revoked' | 'superseded' | 'protocol'; message: string };
+
+export interface EndedAttempt {
+  outcome: string;
+  operation: Operation;
+  first_byte_ms: number | null;
+  total_ms: number;
+}
 
 export interface AttemptLoad {
   job: string;

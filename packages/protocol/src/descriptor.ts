@@ -12,8 +12,15 @@ export const operationSchema = z.enum(OPERATIONS);
 export const HEALTH = ['healthy', 'degraded', 'down'] as const;
 export type Health = (typeof HEALTH)[number];
 
-const shortText = z.string().min(1).max(128);
-export const modelIdSchema = z.string().min(1).max(256);
+/** Names reach terminals, logs and the store: no control character, no half of a surrogate. */
+const name = (most: number) =>
+  z
+    .string()
+    .min(1)
+    .max(most)
+    .refine((text) => !/[\p{Cc}\p{Cs}]/u.test(text), 'It has characters that cannot be shown.');
+const shortText = name(128);
+export const modelIdSchema = name(256);
 export const nodeNameSchema = z
   .string()
   .regex(/^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$/, 'Letters, digits, dot, dash and underscore; 63 at most.');

@@ -78,6 +78,8 @@ export interface ErrorDetails {
   param?: string;
   /** How long to wait before the same request is worth repeating. */
   retry_after_ms?: number;
+  /** Further headers of an answer that carries the error. */
+  headers?: Record<string, string>;
   /** Further members of the error object, for people and tools. */
   more?: Record<string, unknown>;
 }

@@ -5,4 +5,5 @@ export * from './states.ts';
 export * from './descriptor.ts';
 export * from './messages.ts';
 export * from './frames.ts';
+export * from './resources.ts';
 export * from './routes.ts';

@@ -28,6 +28,8 @@ const reason = z.string().transform((text) => text.slice(0, 1000));
 export const inventoryItemSchema = z.object({
   ...attempt,
   owner: id.optional(),
+  /** Whose pool its slot is in. */
+  backend: id.optional(),
   /** `receiving`: the request body is not whole yet. */
   state: z.enum(['receiving', 'running', 'finished', 'released']),
   /** Request body bytes the node has. */
@@ -48,6 +50,12 @@ export const verdictSchema = z.object({
   head_received: z.boolean().optional(),
 });
 export type Verdict = z.infer<typeof verdictSchema>;
+
+/** Item by item: one that cannot be read, or is of a state to come, does not cost the node the others. */
+const inventory = z
+  .array(z.unknown())
+  .max(10_000)
+  .transform((items) => items.flatMap((item) => inventoryItemSchema.safeParse(item).data ?? []));
 
 const desired = z.object({
   cordoned: z.boolean().default(false),
@@ -78,30 +86,35 @@ export type TokenUsage = z.infer<typeof usageSchema>;
 export const nodeMessageSchemas = {
   'node.register': z.object({
     type: z.literal('node.register'),
-    id: id.optional(),
+    id: id.optional().catch(undefined),
     boot_id: id,
     protocol: z.object({ min: count, max: count }),
-    features: z.array(z.string()).default([]),
+    features: z.array(z.string()).default([]).catch([]),
     /** Read apart, leniently: see `readDescriptor`. */
     descriptor: z.unknown(),
-    descriptor_hash: z.string().max(128).default(''),
-    inventory: z.array(inventoryItemSchema).max(10_000).default([]),
+    descriptor_hash: z.string().max(128).default('').catch(''),
+    inventory: inventory.default([]),
     /** Beats' health of the backends, so that a node is placeable from its first moment. */
     backends: z.array(backendHealth).max(256).default([]).catch([]),
   }),
   'node.heartbeat': z.object({
     type: z.literal('node.heartbeat'),
-    id: id.optional(),
+    // Only the number is needed: whatever else cannot be read never costs the node its liveness.
+    id: id.optional().catch(undefined),
     seq: count,
-    descriptor_hash: z.string().max(128).default(''),
+    descriptor_hash: z.string().max(128).default('').catch(''),
     pools: z
       .array(z.object({ id, in_flight: count, capacity: count }))
       .max(257)
       .default([])
       .catch([]),
-    leases_digest: z.string().max(64).default(''),
+    leases_digest: z.string().max(64).default('').catch(''),
     backends: z.array(backendHealth).max(256).default([]).catch([]),
-    host: z.record(z.string(), z.unknown()).default({}).catch({}),
+    /** A few flat facts of the machine, for people. */
+    host: z
+      .record(z.string().max(64), z.union([z.number(), z.boolean(), z.string().max(256), z.null()]))
+      .default({})
+      .catch({}),
     /** Rises while the daemon's main thread works; standing still for 2 H makes the node degraded. */
     progress_seq: count.default(0).catch(0),
     /** The daemon is stopping: it finishes what it has and takes no more. */
@@ -118,7 +131,7 @@ export const nodeMessageSchemas = {
   'inventory.sync': z.object({
     type: z.literal('inventory.sync'),
     id: id.optional(),
-    inventory: z.array(inventoryItemSchema).max(10_000),
+    inventory,
   }),
   'job.accepted': z.object({ type: z.literal('job.accepted'), id: id.optional(), ...attempt }),
   'job.rejected': z.object({ type: z.literal('job.rejected'), id: id.optional(), ...attempt, reason }),
@@ -186,7 +199,8 @@ export const controlMessageSchemas = {
     name: z.string(),
     epoch: count,
     server_time: z.string(),
-    heartbeat_ms: z.number().positive(),
+    /** What a control plane can be set to: timers of nothing would burn a node, timers of ages overflow. */
+    heartbeat_ms: z.number().min(50).max(600_000),
     lease_ttl_ms: z.number().positive(),
     protocol: count,
     verdicts: z.array(verdictSchema).default([]),

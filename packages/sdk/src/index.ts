@@ -1,1 +1,22 @@
-export {};
+/** The typed client. It has no dependencies and runs wherever there is `fetch`. */
+export { Flotilla } from './flotilla.ts';
+export { type ClientErrorCode, FlotillaApiError } from './error.ts';
+export type { CallInput, CallOptions, FlotillaOptions } from './transport.ts';
+export type { Answer, Body, Item, ListName, Query, RouteName } from './routes.ts';
+export type { Listing, Page } from './listing.ts';
+export { readEvents, type SseEvent } from './sse.ts';
+export type {
+  ChatChunk,
+  ChatCompletion,
+  ChatMessage,
+  ChatRequest,
+  ChatStream,
+  ChatUsage,
+  StreamOptions,
+} from './chat.ts';
+export type { Key } from './keys.ts';
+export type { EnrolmentToken } from './tokens.ts';
+export type { Node } from './nodes.ts';
+export type { Explanation, Job } from './jobs.ts';
+export type { UsageGroup, UsageRow } from './usage.ts';
+export type { Model } from './models.ts';

@@ -16,6 +16,6 @@ export interface Timer {
 /** Randomness, passed in: a simulation replays it from a seed. */
 export interface Random {
   /** Uniform in [0, 1). */
-  next(): number;
+  readonly next: () => number;
   bytes(length: number): Uint8Array;
 }

@@ -1,4 +1,5 @@
 import type { Descriptor, JobState, NodeState, Scope } from '@flotilla/protocol';
+import type { DetachedJobs } from './detached-jobs.ts';
 
 /**
  * The store as the control plane sees it: one SQL dialect behind it, PostgreSQL or the embedded PGlite.
@@ -9,7 +10,7 @@ import type { Descriptor, JobState, NodeState, Scope } from '@flotilla/protocol'
  * - Each write of administration raises the configuration version in the same transaction, which is how replicas
  *   learn that their snapshots are old.
  */
-export interface Store {
+export interface Store extends DetachedJobs {
   readonly engine: 'embedded' | 'postgres';
   /** What an acknowledged write survives (promise P9); printed at start. */
   readonly durability: 'process death' | 'power loss';

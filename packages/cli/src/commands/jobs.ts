@@ -1,0 +1,133 @@
+import { type Command, Option } from 'commander';
+import type { Explanation, Job, Query } from '@flotilla/sdk';
+import { type ClientFlags, openClient, withClient } from '../client.ts';
+import { withExamples } from '../help.ts';
+import { type NameOf, nodeNames } from '../names.ts';
+import { positive } from '../parse.ts';
+import { ago, formatDuration } from '../terminal/moment.ts';
+import { note, print, printJson } from '../terminal/output.ts';
+import { type Column, facts, table, terminalColumns } from '../terminal/table.ts';
+
+const STATES = ['queued', 'leased', 'running', 'succeeded', 'failed', 'timed_out', 'cancelled'] as const;
+
+export function addJobs(program: Command): void {
+  const jobs = program.command('jobs').description('units of work: every request is one');
+
+  const list = jobs
+    .command('list')
+    .description('list jobs, newest first (the default)')
+    .addOption(new Option('--state <state>', 'only those in this state').choices(STATES))
+    .option('--model <model>', 'only those for this model')
+    .option('--limit <n>', 'how many at most', positive, 50)
+    .action(listJobs);
+  withExamples(
+    withClient(list),
+    ['flotilla jobs', 'the newest 50'],
+    ['flotilla jobs --state queued', 'what waits'],
+  );
+
+  const show = jobs.command('show <id>').description('show one job with its attempts').action(showJob);
+  withExamples(withClient(show), ['flotilla jobs show job_01J…', 'which nodes tried, and what came of it']);
+
+  const explain = jobs
+    .command('explain <id>')
+    .description('every node with its verdict on this job')
+    .action(explainJob);
+  withExamples(withClient(explain), [
+    'flotilla jobs explain job_01J…',
+    'why it waits, or why it went where it went',
+  ]);
+
+  const cancel = jobs.command('cancel <id>').description('cancel an open job').action(cancelJob);
+  withExamples(withClient(cancel), ['flotilla jobs cancel job_01J…', 'the node is told at once']);
+}
+
+const columnsOf = (nodeName: NameOf): Column<Job>[] => [
+  { head: 'ID', cell: (job) => job.id, whole: true },
+  { head: 'STATE', cell: (job) => job.state, style: styleOf },
+  { head: 'MODEL', cell: (job) => job.model ?? '–', flexible: true },
+  { head: 'NODE', cell: (job) => nodeOf(job.attempts.at(-1), nodeName), flexible: true },
+  { head: 'TRIES', cell: (job) => String(job.attempts.length), align: 'right' },
+  { head: 'AGE', cell: (job) => ago(job.created_at) },
+  { head: 'TOOK', cell: tookOf },
+  { head: 'ERROR', cell: (job) => job.error?.code ?? '', flexible: true },
+];
+
+function styleOf({ state }: Job): 'green' | 'yellow' | 'red' | undefined {
+  if (state === 'succeeded') return 'green';
+  if (state === 'failed' || state === 'timed_out') return 'red';
+  return state === 'cancelled' ? undefined : 'yellow';
+}
+
+function tookOf(job: Job): string {
+  if (job.finished_at === null) return '';
+  return formatDuration(Math.max(0, Date.parse(job.finished_at) - Date.parse(job.created_at)));
+}
+
+async function listJobs(flags: ClientFlags & Query<'listJobs'> & { limit: number }): Promise<void> {
+  const client = await openClient(flags);
+  const { state, model, limit } = flags;
+  const jobs = await client.jobs.list({ state, model, limit: Math.min(limit, 500) }).take(limit);
+  if (flags.json) return printJson(jobs);
+  if (jobs.length === 0) return note('No such jobs.');
+  print(table(jobs, columnsOf(await nodeNames(client)), terminalColumns()));
+}
+
+async function showJob(id: string, flags: ClientFlags): Promise<void> {
+  const client = await openClient(flags);
+  const job = await client.jobs.show(id);
+  if (flags.json) return printJson(job);
+  print(jobText(job, await nodeNames(client)));
+}
+
+function nodeOf(attempt: Job['attempts'][number] | undefined, nodeName: NameOf): string {
+  return attempt?.node ? nodeName(attempt.node) : '–';
+}
+
+function jobText(job: Job, nodeName: NameOf): string {
+  const head = facts([
+    ['id', job.id],
+    ['kind', `${job.kind}, ${job.attached ? 'attached' : 'detached'}`],
+    ['state', job.position === null ? job.state : `${job.state}, position ${job.position}`],
+    ['model', job.model],
+    ['operation', job.operation],
+    ['key', job.key],
+    ['request', job.request_id],
+    ['error', job.error && `${job.error.code}: ${job.error.message}`],
+    ['made', `${job.created_at} (${ago(job.created_at)})`],
+    ['took', tookOf(job)],
+  ]);
+  if (job.attempts.length === 0) return `${head}\n\nNo attempt yet. See why: flotilla jobs explain ${job.id}`;
+  const columns: Column<Job['attempts'][number]>[] = [
+    { head: 'TRY', cell: ({ attempt }) => String(attempt), align: 'right' },
+    { head: 'NODE', cell: (attempt) => nodeOf(attempt, nodeName), flexible: true },
+    { head: 'BACKEND', cell: ({ backend }) => backend ?? '–', flexible: true },
+    { head: 'OUTCOME', cell: ({ outcome }) => outcome },
+    { head: 'CODE', cell: ({ code }) => code ?? '' },
+    { head: 'MESSAGE', cell: ({ message }) => message ?? '', flexible: true },
+  ];
+  return `${head}\n\n${table(job.attempts, columns, terminalColumns())}`;
+}
+
+async function explainJob(id: string, flags: ClientFlags): Promise<void> {
+  const client = await openClient(flags);
+  const explanation = await client.jobs.explain(id);
+  if (flags.json) return printJson(explanation);
+  const columns: Column<Explanation['nodes'][number]>[] = [
+    { head: 'NODE', cell: ({ name }) => name, flexible: true },
+    { head: 'VERDICT', cell: ({ verdict }) => verdict },
+    { head: 'REASONS', cell: ({ reasons }) => reasons.join('; '), flexible: true },
+  ];
+  const nodes =
+    explanation.nodes.length === 0
+      ? 'There are no nodes.'
+      : table(explanation.nodes, columns, terminalColumns());
+  print(`${explanation.state}: ${explanation.summary}\n\n${nodes}`);
+}
+
+async function cancelJob(id: string, flags: ClientFlags): Promise<void> {
+  const client = await openClient(flags);
+  const job = await client.jobs.cancel(id);
+  if (flags.json) return printJson(job);
+  note(`Job ${job.id} is ${job.state}.`);
+}

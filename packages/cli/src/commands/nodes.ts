@@ -1,0 +1,138 @@
+import type { Command } from 'commander';
+import type { Node } from '@flotilla/sdk';
+import { type ClientFlags, openClient, withClient } from '../client.ts';
+import { findNode } from '../find-node.ts';
+import { withExamples } from '../help.ts';
+import { duration, positive } from '../parse.ts';
+import { formatDuration } from '../terminal/moment.ts';
+import { note, print, printJson } from '../terminal/output.ts';
+import { nodeTable, nodeText } from '../terminal/node.ts';
+
+export function addNodes(program: Command): void {
+  const nodes = program.command('nodes').description('the machines: list, inspect, cordon, drain, revoke');
+
+  const list = nodes.command('list').description('list the nodes (the default)').action(listNodes);
+  list.option('--limit <n>', 'how many at most', positive, 1000);
+  withExamples(
+    withClient(list),
+    ['flotilla nodes', 'who is there, with how many slots, and why not'],
+    ['flotilla nodes --json | jq -r \'.[] | select(.state == "online") | .name\'', 'for a script'],
+  );
+
+  const show = nodes
+    .command('show <node>')
+    .description('show one node, and why it is as it is')
+    .action(showNode);
+  withExamples(withClient(show), ['flotilla nodes show attic', 'by name, or by id']);
+
+  const cordon = nodes.command('cordon <node>').description('give it no new work').action(cordonNode);
+  withExamples(withClient(cordon), ['flotilla nodes cordon attic', 'what runs there goes on']);
+
+  const uncordon = nodes
+    .command('uncordon <node>')
+    .description('give it work again; ends a drain')
+    .action(uncordonNode);
+  withExamples(withClient(uncordon), ['flotilla nodes uncordon attic', 'it takes work at once']);
+
+  const drain = nodes
+    .command('drain <node>')
+    .description('cordon, then finish or move what runs by the deadline')
+    .option('--deadline <duration>', 'like 30s or 10m (default: 5m)', duration)
+    .action(drainNode);
+  withExamples(withClient(drain), [
+    'flotilla nodes drain attic --deadline 2m',
+    'before its machine is switched off',
+  ]);
+
+  const rotate = nodes
+    .command('rotate <node>')
+    .description('make a new credential; it is printed once, alone on stdout')
+    .option('--overlap <duration>', 'how long the old one still works (default: 1d)', duration)
+    .action(rotateNode);
+  withExamples(withClient(rotate), [
+    'flotilla nodes rotate attic --overlap 1h',
+    'the node needs the new one by then',
+  ]);
+
+  const revoke = nodes
+    .command('revoke <node>')
+    .description('withdraw its credential at once: its results are refused, its work moves')
+    .action(revokeNode);
+  withExamples(withClient(revoke), ['flotilla nodes revoke attic', 'for a machine that was lost or stolen']);
+
+  const remove = nodes
+    .command('delete <node>')
+    .description('forget a revoked or offline node')
+    .action(deleteNode);
+  withExamples(withClient(remove), ['flotilla nodes delete attic', 'frees its name']);
+}
+
+async function listNodes(flags: ClientFlags & { limit: number }): Promise<void> {
+  const client = await openClient(flags);
+  const nodes = await client.nodes.list().take(flags.limit);
+  if (flags.json) return printJson(nodes);
+  if (nodes.length === 0) return note('No nodes yet. Make a token for one: flotilla tokens create');
+  print(nodeTable(nodes));
+}
+
+async function showNode(node: string, flags: ClientFlags): Promise<void> {
+  const found = await findNode(await openClient(flags), node);
+  if (flags.json) return printJson(found);
+  print(nodeText(found));
+}
+
+async function cordonNode(node: string, flags: ClientFlags): Promise<void> {
+  const client = await openClient(flags);
+  const found = await findNode(client, node);
+  tell(await client.nodes.cordon(found.id), flags, 'is cordoned: it gets no new work.');
+}
+
+async function uncordonNode(node: string, flags: ClientFlags): Promise<void> {
+  const client = await openClient(flags);
+  const found = await findNode(client, node);
+  tell(await client.nodes.uncordon(found.id), flags, 'takes work again.');
+}
+
+async function drainNode(node: string, flags: ClientFlags & { deadline?: number }): Promise<void> {
+  const client = await openClient(flags);
+  const found = await findNode(client, node);
+  const drained = await client.nodes.drain(
+    found.id,
+    flags.deadline === undefined ? {} : { deadline_ms: flags.deadline },
+  );
+  const { drain } = drained;
+  const until = drain ? ` ${drain.in_flight} still at work; deadline ${drain.deadline_at}.` : '';
+  tell(drained, flags, `drains.${until} See how far it is: flotilla nodes show ${drained.name}`);
+}
+
+async function rotateNode(node: string, flags: ClientFlags & { overlap?: number }): Promise<void> {
+  const client = await openClient(flags);
+  const found = await findNode(client, node);
+  const rotated = await client.nodes.rotate(
+    found.id,
+    flags.overlap === undefined ? {} : { overlap_ms: flags.overlap },
+  );
+  if (flags.json) return printJson(rotated);
+  const left = formatDuration(Date.parse(rotated.old_expires_at) - Date.now());
+  note(`The new credential of ${found.name}, shown this once. The old one works for ${left} more.`);
+  print(rotated.credential);
+}
+
+async function revokeNode(node: string, flags: ClientFlags): Promise<void> {
+  const client = await openClient(flags);
+  const found = await findNode(client, node);
+  tell(await client.nodes.revoke(found.id), flags, 'is revoked; it cannot come back with its credential.');
+}
+
+async function deleteNode(node: string, flags: ClientFlags): Promise<void> {
+  const client = await openClient(flags);
+  const found = await findNode(client, node);
+  await client.nodes.delete(found.id);
+  if (flags.json) return printJson({ id: found.id, deleted: true });
+  note(`Node ${found.name} is forgotten.`);
+}
+
+function tell(node: Node, flags: ClientFlags, what: string): void {
+  if (flags.json) return printJson(node);
+  note(`Node ${node.name} ${what}`);
+}

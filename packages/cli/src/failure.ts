@@ -1,0 +1,73 @@
+import { FlotillaApiError } from '@flotilla/sdk';
+import { note } from './terminal/output.ts';
+import { harmless } from './terminal/text.ts';
+
+/** A failure for the person at the terminal: what went wrong, and what to do next. */
+export class CommandError extends Error {
+  override readonly name: string = 'CommandError';
+  readonly next: string | undefined;
+
+  constructor(message: string, next?: string, options?: ErrorOptions) {
+    super(message, options);
+    this.next = next;
+  }
+}
+
+/** The command was written wrongly: exit code 2. */
+export class UsageError extends CommandError {
+  override readonly name = 'UsageError';
+}
+
+export const EXIT = { done: 0, failed: 1, usage: 2 } as const;
+
+/** Reports an error on stderr, as JSON when the command was asked for JSON, and says which exit code it has. */
+export function report(error: unknown, json: boolean): number {
+  const { message, next } = explain(error);
+  if (json)
+    note(JSON.stringify({ error: { message, ...(next === undefined ? {} : { next }), ...factsOf(error) } }));
+  else note(`error: ${harmless(message)}${next === undefined ? '' : `\n${harmless(next)}`}`);
+  if (process.env['FLOTILLA_LOG_LEVEL'] === 'debug' && error instanceof Error) note(error.stack ?? '');
+  return error instanceof UsageError ? EXIT.usage : EXIT.failed;
+}
+
+function factsOf(error: unknown): object {
+  if (!(error instanceof FlotillaApiError)) return {};
+  const { code, status, request_id, retry_after_ms, param } = error;
+  return { code, status, request_id, retry_after_ms, param };
+}
+
+function explain(error: unknown): { message: string; next?: string | undefined } {
+  if (error instanceof CommandError) return error;
+  if (error instanceof FlotillaApiError) {
+    const id = error.request_id === undefined ? '' : ` (request ${error.request_id})`;
+    return { message: `${error.message}${id}`, next: nextAfter(error) };
+  }
+  // What the daemon and the control plane refuse says itself what to do; these are faults of ours.
+  const message = error instanceof Error ? error.message : String(error);
+  if (error instanceof Error && !FAULTS.has(error.name)) return { message };
+  return {
+    message,
+    next: 'This is a fault of flotilla. With FLOTILLA_LOG_LEVEL=debug it also says where it happened.',
+  };
+}
+
+const FAULTS = new Set(['TypeError', 'RangeError', 'ReferenceError', 'SyntaxError']);
+
+function nextAfter(error: FlotillaApiError): string | undefined {
+  switch (error.code) {
+    case 'unreachable':
+      return 'Is it running? `flotilla up` starts one here; --url or FLOTILLA_URL names another.';
+    case 'unauthorized':
+      return 'Give a valid key with --api-key or FLOTILLA_API_KEY; `flotilla up` keeps its own in <data-dir>/admin-key.';
+    case 'forbidden':
+      return 'This key may not do that; an admin can make one that may: flotilla keys create --help.';
+    case 'model_not_found':
+      return 'See what there is: flotilla models';
+    case 'no_capacity':
+      return 'See why: flotilla nodes';
+    default:
+      return error.retry_after_ms === undefined
+        ? undefined
+        : `It may work in ${Math.ceil(error.retry_after_ms / 1000)} s.`;
+  }
+}

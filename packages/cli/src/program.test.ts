@@ -1,0 +1,338 @@
+import { once } from 'node:events';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import type { ServerResponse } from 'node:http';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import type { Command } from 'commander';
+import { afterEach, describe, expect, test, vi } from 'vitest';
+import { buildProgram } from './program.ts';
+import { run, start } from './testing/command.ts';
+import { FakeControl } from './testing/fake-control.ts';
+
+let server: FakeControl | undefined;
+afterEach(() => server?.close());
+
+async function serve(routes: Record<string, unknown>): Promise<FakeControl> {
+  server = new FakeControl(routes);
+  await server.listen();
+  return server;
+}
+
+const COMMANDS = [
+  'up',
+  'control',
+  'join',
+  'node run',
+  'node status',
+  'node drain',
+  'node leave',
+  'nodes list',
+  'nodes show',
+  'nodes cordon',
+  'nodes uncordon',
+  'nodes drain',
+  'nodes rotate',
+  'nodes revoke',
+  'nodes delete',
+  'jobs list',
+  'jobs show',
+  'jobs explain',
+  'jobs cancel',
+  'models list',
+  'keys list',
+  'keys create',
+  'keys show',
+  'keys update',
+  'keys revoke',
+  'tokens list',
+  'tokens create',
+  'tokens delete',
+  'usage',
+  'chat',
+  'sim backend',
+];
+
+describe('help', () => {
+  test('of every command says what it does and has an example', () => {
+    const program = buildProgram();
+    const found = program.commands.flatMap((group) =>
+      group.commands.length === 0
+        ? [[group.name(), helpOf(group)] as const]
+        : group.commands.map((command) => [`${group.name()} ${command.name()}`, helpOf(command)] as const),
+    );
+    expect(found.map(([name]) => name).sort()).toEqual(COMMANDS.toSorted());
+    for (const [name, help] of found) {
+      expect(help).toContain(`Usage: flotilla ${name}`);
+      expect(help).toMatch(/Examples:\n {2}\$ .*(flotilla|curl)/);
+    }
+  });
+
+  test('goes to stdout and ends with 0', async () => {
+    const program = await run(['--help']);
+    expect(program).toMatchObject({ code: 0, stderr: '' });
+    for (const word of ['up', 'join', 'nodes', 'keys', 'chat', 'sim']) {
+      expect(program.stdout).toContain(`\n  ${word}`);
+    }
+    const command = await run(['nodes', 'show', '--help']);
+    expect(command).toMatchObject({ code: 0, stderr: '' });
+    expect(command.stdout).toContain('Usage: flotilla nodes show [options] <node>');
+  });
+});
+
+/** What `--help` prints, with what is added to it. */
+function helpOf(command: Command): string {
+  let help = '';
+  command.configureOutput({ writeOut: (text) => (help += text) });
+  command.outputHelp();
+  return help;
+}
+
+describe('wrong usage ends with 2 and says what was meant', () => {
+  test.each([
+    ['nodess', 'Did you mean nodes?'],
+    ['nodes shwo', 'Did you mean show?'],
+    ['nodes --jsn', 'Did you mean --json?'],
+    ['up --prot 1', 'Did you mean --port?'],
+    ['nodes show', "missing required argument 'node'"],
+    ['join http://127.0.0.1:1', '--token'],
+    ['join http://127.0.0.1:1 --token nonsense', 'begins with fle_'],
+    ['usage --by color', 'Allowed choices are model, key, node, day'],
+    ['nodes drain x --deadline 5', 'Write it like 90s'],
+    ['keys create x --admin --scope jobs', '--admin may do everything'],
+    ['keys update key_1', 'Nothing to change'],
+    ['sim backend --fault sulk', 'There are: '],
+    ['models --url localhost:7400', 'is no address'],
+    ['up --port 65536', '65535 at most'],
+  ])('flotilla %s', async (line, message) => {
+    const { code, stdout, stderr } = await run(line.split(' '));
+    expect(stderr).toContain(message);
+    expect({ code, stdout }).toEqual({ code: 2, stdout: '' });
+  });
+});
+
+describe('a failure ends with 1, on stderr, with what to do next', () => {
+  test('nothing listens', async () => {
+    const { code, stdout, stderr } = await run(['models'], {
+      FLOTILLA_URL: 'http://127.0.0.1:9',
+      FLOTILLA_API_KEY: 'flk_x',
+    });
+    expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
+    expect(stderr).toMatch(/^error: http:\/\/127\.0\.0\.1:9 cannot be reached: .*\nIs it running\?/);
+  });
+
+  test('the server refuses; with --json for a program', async () => {
+    const control = await serve({});
+    const { code, stderr } = await run(['nodes', 'show', 'node_x', '--json'], control.environment);
+    expect(code).toBe(1);
+    expect(JSON.parse(stderr)).toMatchObject({
+      error: {
+        code: 'not_found',
+        status: 404,
+        request_id: 'req_fake',
+        message: expect.stringContaining('node_x'),
+      },
+    });
+  });
+
+  test('no key is known', async () => {
+    const { code, stderr } = await run(['nodes'], { FLOTILLA_DATA_DIR: '/nonexistent' });
+    expect(code).toBe(1);
+    expect(stderr).toContain('there is no /nonexistent/admin-key');
+    const remote = await run(['nodes', '--url', 'https://fleet.example']);
+    expect(remote.stderr).toContain('No API key for https://fleet.example');
+  });
+});
+
+describe('the key', () => {
+  const keyOf = () => server?.asked.at(-1)?.authorization;
+
+  test('is that of the flag, else of the environment, else on loopback of the data directory', async () => {
+    const { url } = await serve({ 'GET /v1/models': { object: 'list', data: [] } });
+    const dir = await mkdtemp(join(tmpdir(), 'flotilla-cli-'));
+    await writeFile(join(dir, 'admin-key'), 'flk_file\n');
+    const base = { FLOTILLA_URL: url, FLOTILLA_DATA_DIR: dir };
+    await run(['models'], base);
+    expect(keyOf()).toBe('Bearer flk_file');
+    await run(['models'], { ...base, FLOTILLA_API_KEY: 'flk_environment' });
+    expect(keyOf()).toBe('Bearer flk_environment');
+    await run(['models', '--api-key', 'flk_flag'], { ...base, FLOTILLA_API_KEY: 'flk_environment' });
+    expect(keyOf()).toBe('Bearer flk_flag');
+    await rm(dir, { recursive: true });
+  });
+});
+
+describe('output', () => {
+  const models = Array.from({ length: 5000 }, (_, at) => ({
+    id: `org/model-${at}`,
+    object: 'model',
+    created: 0,
+    owned_by: 'flotilla',
+  }));
+
+  test('is a plain table, and JSON with --json', async () => {
+    const control = await serve({ 'GET /v1/models': { object: 'list', data: models.slice(0, 2) } });
+    const plain = await run(['models'], control.environment);
+    expect(plain).toMatchObject({ code: 0, stderr: '' });
+    expect(plain.stdout).toBe('MODEL        OWNED BY\norg/model-0  flotilla\norg/model-1  flotilla\n');
+    const json = await run(['models', '--json'], control.environment);
+    expect(JSON.parse(json.stdout)).toEqual(models.slice(0, 2));
+  });
+
+  test('whose reader leaves early ends in silence', async () => {
+    const control = await serve({ 'GET /v1/models': { object: 'list', data: models } });
+    const { child, ended } = start(['models'], control.environment);
+    child.stdout?.once('data', () => child.stdout?.destroy());
+    expect(await ended).toMatchObject({ code: 0, stderr: '' });
+  });
+
+  test('of a new key is the key alone; what is said about it goes to stderr', async () => {
+    const control = await serve({ 'POST /api/v1/keys': { id: 'key_1', name: 'ci', key: 'flk_secret' } });
+    const args = ['keys', 'create', 'ci', '--model', 'a', '--model', 'b*', '--concurrency', '2'];
+    const { code, stdout, stderr } = await run(args, control.environment);
+    expect({ code, stdout }).toEqual({ code: 0, stdout: 'flk_secret\n' });
+    expect(stderr).toContain('shown this once');
+    expect(control.asked[0]?.body).toEqual({ name: 'ci', allowed_models: ['a', 'b*'], concurrency: 2 });
+  });
+
+  test('of nodes says why one is not well', async () => {
+    const control = await serve({ 'GET /api/v1/nodes': { data: [NODE], next_after: null } });
+    const { stdout } = await run(['nodes'], control.environment);
+    expect(stdout).toMatch(/attic +suspect +degraded +1\/4 +llama3 .*2\.5 H silent/);
+    const shown = await run(['nodes', 'show', 'attic'], control.environment);
+    expect(shown.stdout).toContain('ollama is slow');
+  });
+
+  test('of usage is asked for with its filters and grouping', async () => {
+    const group = {
+      group: 'llama3',
+      requests: 1200,
+      failed: 1,
+      prompt_tokens: 5,
+      completion_tokens: 9,
+      estimated: 0,
+    };
+    const control = await serve({ 'GET /api/v1/usage/summary': { data: [group] } });
+    const { stdout } = await run(['usage', '--by', 'model', '--since', '2026-01-01'], control.environment);
+    expect(stdout).toMatch(/MODEL +REQUESTS[^]*llama3 +1,200/);
+    expect(control.asked[0]?.at).toContain('since=2026-01-01T00%3A00%3A00.000Z&by=model');
+  });
+});
+
+describe('chat', () => {
+  const chunk = (content: string) =>
+    `data: ${JSON.stringify({ choices: [{ index: 0, delta: { content } }] })}\n\n`;
+  const list = { object: 'list', data: [{ id: 'nomic-embed' }, { id: 'llama3' }] };
+
+  test('streams the answer of the first model that chats; the prompt may come from a pipe', async () => {
+    const control = await serve({
+      'GET /v1/models': list,
+      'POST /v1/chat/completions': (response: ServerResponse) =>
+        response.end(`${chunk('Hel')}${chunk('lo')}data: [DONE]\n\n`),
+    });
+    const outcome = await run(['chat', '--system', 'be kind'], control.environment, 'hi there\n');
+    expect(outcome).toMatchObject({ code: 0, stdout: 'Hello\n', stderr: '' });
+    expect(control.asked[1]?.body).toMatchObject({
+      model: 'llama3',
+      stream: true,
+      messages: [
+        { role: 'system', content: 'be kind' },
+        { role: 'user', content: 'hi there' },
+      ],
+    });
+  });
+
+  test('whose answer was cut fails, after what has come', async () => {
+    const control = await serve({
+      'POST /v1/chat/completions': (response: ServerResponse) => response.end(chunk('Hel')),
+    });
+    const outcome = await run(['chat', '-m', 'llama3', 'hi'], control.environment);
+    expect(outcome).toMatchObject({ code: 1, stdout: 'Hel\n' });
+    expect(outcome.stderr).toContain('the answer is not whole');
+  });
+
+  test('stops at Ctrl-C without a word, and the server sees it', async () => {
+    const left = Promise.withResolvers<void>();
+    const control = await serve({
+      'POST /v1/chat/completions': (response: ServerResponse) => {
+        response.on('close', () => left.resolve());
+        response.write(chunk('Hel'));
+      },
+    });
+    const { child, output, ended } = start(['chat', '-m', 'llama3', 'hi'], control.environment);
+    await vi.waitFor(() => expect(output.stdout).toBe('Hel'), 10_000);
+    child.kill('SIGINT');
+    await left.promise;
+    expect(await ended).toMatchObject({ code: 130, stdout: 'Hel\n', stderr: '' });
+  });
+});
+
+describe('sim backend', () => {
+  test('says where it listens, serves, and ends cleanly at Ctrl-C', async () => {
+    const { child, output, ended } = start(['sim', 'backend', '--port', '0', '--model', 'm', '--json']);
+    await vi.waitFor(() => expect(output.stdout).toContain('\n'), 10_000);
+    const { url, models } = JSON.parse(output.stdout) as { url: string; models: string[] };
+    expect(models).toEqual(['m']);
+    expect((await fetch(`${url}/models`)).status).toBe(200);
+    child.kill('SIGINT');
+    expect(await ended).toMatchObject({ code: 0, stderr: '' });
+  });
+
+  test('whose port is taken says how to give another', async () => {
+    const control = await serve({});
+    const { port } = new URL(control.url);
+    const { code, stderr } = await run(['sim', 'backend', '--port', port]);
+    expect(code).toBe(1);
+    expect(stderr).toMatch(new RegExp(`Port ${port} on 127.0.0.1 is taken[^]*--port`));
+  });
+
+  test('outlives a reader of its output that leaves', async () => {
+    const { child, output, ended } = start(['sim', 'backend', '--port', '0', '--json']);
+    await vi.waitFor(() => expect(output.stdout).toContain('\n'), 10_000);
+    child.stdout?.destroy();
+    child.kill('SIGTERM');
+    await once(child, 'exit');
+    expect((await ended).code).toBe(0);
+  });
+});
+
+const NODE = {
+  id: 'node_1',
+  name: 'attic',
+  state: 'suspect',
+  health: 'degraded',
+  cordoned: false,
+  drain: null,
+  labels: { gpu: 'a100' },
+  region: null,
+  version: '0.1.0',
+  platform: null,
+  allowed_models: [],
+  pools: [{ id: 'ollama', capacity: 4, capacity_from: 'default', reserved: 1, reported: 1 }],
+  backends: [
+    {
+      id: 'ollama',
+      kind: 'ollama',
+      version: null,
+      pool: 'ollama',
+      health: 'degraded',
+      reason: 'ollama is slow',
+      models: [
+        { id: 'llama3', operations: ['chat'], loaded: true, health: 'degraded', reason: null, allowed: true },
+      ],
+    },
+  ],
+  epoch: 1,
+  created_at: '2026-01-01T00:00:00Z',
+  connected_at: null,
+  last_seen_at: '2026-01-01T00:00:00Z',
+  why: {
+    summary: '2.5 H silent',
+    last_beat_ms_ago: 13_000,
+    missed_beats: 2,
+    close_reason: null,
+    failing_probes: [],
+    warnings: [],
+    alarms: [],
+  },
+  host: {},
+};

@@ -1,0 +1,144 @@
+import { mkdir } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { ControlConfig, RunningControl } from '@flotilla/control';
+import { Flotilla } from '@flotilla/sdk';
+import { dataDir } from '../data-dir.ts';
+import { openLogFile } from '../log-file.ts';
+import { stopSignal } from '../process-end.ts';
+import { note, print } from '../terminal/output.ts';
+import { adminKey, type AdminKey } from './admin-key.ts';
+import { type LocalNode, nodeStateDir, startLocalNode } from './local-node.ts';
+import type { Part } from './part.ts';
+import { Progress } from './progress.ts';
+import { type Servable, waitServable } from './servable.ts';
+import { startSimulation } from './simulation.ts';
+import { summary } from './summary.ts';
+
+export interface UpFlags {
+  port?: number;
+  host?: string;
+  publicUrl?: string;
+  dataDir?: string;
+  /** False with `--no-node`. */
+  node: boolean;
+  sim?: boolean;
+  json?: boolean;
+}
+
+const MODEL_PATIENCE_MS = 30_000;
+
+/**
+ * Everything on one machine. Order of the start: control plane, simulated backend if one is needed, node, a model that
+ * can be served, and only then the summary: what it prints works. Order of the end, however it comes about: node
+ * (its work is finished or moved), simulated backend, control plane.
+ */
+export async function runUp(flags: UpFlags): Promise<void> {
+  const progress = new Progress(flags.json === true);
+  const stop = new AbortController();
+  const asked = stopSignal().then(() => {
+    progress.clear();
+    note('Stopping: the node finishes its work first. Once more ends it at once.');
+    stop.abort(new StopAsked());
+  });
+  const parts: Part[] = [];
+  let control: RunningControl | undefined;
+  try {
+    progress.tell('Starting the control plane…');
+    const data_dir = dataDir(flags.dataDir);
+    await mkdir(data_dir, { recursive: true, mode: 0o700 });
+    const key = await adminKey(data_dir);
+    const started = await startControl(flags, data_dir, key);
+    control = started.control;
+    stop.signal.throwIfAborted();
+    const client = new Flotilla({ url: control.url, api_key: key.key });
+    const node = await startNode(flags, client, control.url, data_dir, parts, progress);
+    const servable = node && (await waitForModel(client, node.local, progress, stop.signal));
+    progress.clear();
+    print(await summary({ flags, client, config: started.config, control, key, node, servable, parts }));
+    await Promise.race([asked, control.closed]);
+  } catch (error) {
+    if (!(error instanceof StopAsked)) throw error;
+  } finally {
+    progress.clear();
+    await end(parts, control);
+  }
+}
+
+/** Ctrl-C, or a signal: the end of the start-up, wherever it was. */
+class StopAsked extends Error {
+  override readonly name = 'StopAsked';
+}
+
+export interface StartedNode {
+  local: LocalNode;
+  simulated: string | undefined;
+}
+
+async function startControl(
+  flags: UpFlags,
+  data_dir: string,
+  key: AdminKey,
+): Promise<{ config: ControlConfig; control: RunningControl }> {
+  const { openLog, readControlConfig, runControl } = await import('@flotilla/control');
+  // `up` is the embedded store and one replica; what is set for others here is not meant for it.
+  const { DATABASE_URL, NATS_URL: _nats, FLOTILLA_ADMIN_KEY: _key, ...environment } = process.env;
+  if (DATABASE_URL)
+    note('DATABASE_URL is not used: `flotilla up` has the embedded store; `flotilla control` uses it.');
+  const config = readControlConfig(environment, {
+    port: flags.port,
+    host: flags.host,
+    public_url: flags.publicUrl,
+    data_dir,
+    admin_key: key.key,
+  });
+  const log = openLog(config.log_level, openLogFile(join(data_dir, 'logs', 'control.log')));
+  return { config, control: await runControl(config, { log }) };
+}
+
+async function startNode(
+  flags: UpFlags,
+  client: Flotilla,
+  url: string,
+  data_dir: string,
+  parts: Part[],
+  progress: Progress,
+): Promise<StartedNode | undefined> {
+  if (!flags.node) return undefined;
+  progress.tell('Looking for model servers…');
+  let simulated: string | undefined;
+  if (flags.sim === true || !(await hasBackend(data_dir))) {
+    const simulation = await startSimulation(data_dir);
+    parts.push(simulation.part);
+    simulated = simulation.url;
+  }
+  progress.tell('Starting the node…');
+  const local = await startLocalNode(client, url, data_dir, simulated);
+  parts.push(local.part);
+  return { local, simulated };
+}
+
+/** Whether the node will have a model server: one that it is told of, or one that is found. */
+async function hasBackend(data_dir: string): Promise<boolean> {
+  const { findBackends, loadConfig, statePaths } = await import('@flotilla/daemon');
+  const config = await loadConfig(statePaths(nodeStateDir(data_dir)).config, { environment: process.env });
+  if (config.backends.length > 0) return true;
+  return config.find_backends && (await findBackends()).found.some(({ models }) => models.length > 0);
+}
+
+async function waitForModel(
+  client: Flotilla,
+  node: LocalNode,
+  progress: Progress,
+  signal: AbortSignal,
+): Promise<Servable | string> {
+  const isRunning = () => node.part.running;
+  return waitServable(client, node.id, MODEL_PATIENCE_MS, signal, isRunning, (reason) => {
+    progress.tell(`Waiting for a model: ${reason}`);
+  });
+}
+
+async function end(parts: Part[], control: RunningControl | undefined): Promise<void> {
+  // Last started, first ended: the node before the backend that it asks.
+  for (const part of parts.toReversed()) await part.stop();
+  await control?.close();
+}

@@ -1,0 +1,230 @@
+import { STREAM_WINDOW_BYTES } from '@flotilla/core';
+import {
+  END_OUTCOME,
+  FRAME_KIND,
+  type ErrorCode,
+  type Frame,
+  type NodeMessageOf,
+  isErrorCode,
+} from '@flotilla/protocol';
+import type { FleetNode } from '../fleet/node.ts';
+import { slotKey } from '@flotilla/core';
+import { type Attempt, fenceOf } from './attempt.ts';
+import { type Dispatcher, backOff } from './dispatcher.ts';
+
+/**
+ * What a node says of its attempts, turned into events of the job's rules. An attempt is found by the connection's own
+ * node, never by what the message claims, so a node that speaks of another's job is answered `stale`.
+ */
+export type AttemptMessage = NodeMessageOf<
+  | 'job.accepted'
+  | 'job.rejected'
+  | 'job.started'
+  | 'job.progress'
+  | 'job.completed'
+  | 'job.failed'
+  | 'job.released'
+>;
+
+export function takeAttemptMessage(dispatcher: Dispatcher, node: FleetNode, message: AttemptMessage): void {
+  const attempt = node.attempts.get(slotKey(message.job, message.attempt));
+  if (attempt === undefined) return takeUnknown(dispatcher, node, message);
+  switch (message.type) {
+    case 'job.accepted':
+      attempt.answer_timer?.cancel();
+      if (attempt.phase === 'offered') attempt.phase = 'accepted';
+      return;
+    case 'job.started':
+      return startAttempt(dispatcher, attempt);
+    case 'job.progress':
+      return;
+    case 'job.rejected':
+      dispatcher.feed(attempt, {
+        type: 'rejected',
+        fence: fenceOf(attempt),
+        reason: message.reason,
+        retry_delay_ms: backOff(dispatcher, attempt),
+      });
+      return dispatcher.settleSlot(attempt);
+    case 'job.completed':
+      return completed(dispatcher, node, attempt, message);
+    case 'job.failed':
+      return failed(dispatcher, node, attempt, message);
+    case 'job.released':
+      dispatcher.feed(attempt, {
+        type: 'released',
+        fence: fenceOf(attempt),
+        retry_delay_ms: backOff(dispatcher, attempt),
+      });
+      return dispatcher.settleSlot(attempt);
+  }
+}
+
+/** The node has asked its backend; said once, implied by any output. */
+export function startAttempt(dispatcher: Dispatcher, attempt: Attempt): void {
+  attempt.answer_timer?.cancel();
+  if (attempt.phase === 'over' || attempt.phase === 'started') return;
+  attempt.phase = 'started';
+  attempt.story.started_at = dispatcher.deps.clock.wall_ms();
+  dispatcher.feed(attempt, { type: 'started', fence: fenceOf(attempt) });
+  attempt.job.sink.started(attempt);
+}
+
+function completed(
+  dispatcher: Dispatcher,
+  node: FleetNode,
+  attempt: Attempt,
+  message: NodeMessageOf<'job.completed'>,
+): void {
+  const { result, usage } = message;
+  const current = attempt.job.current === attempt;
+  const fault = current ? wholeOrFault(attempt, { ...result, usage }) : null;
+  const outcome =
+    fault === null
+      ? dispatcher.feed(
+          attempt,
+          { type: 'completed', fence: fenceOf(attempt), digest: `${result.status}:${result.length}` },
+          { ...result, usage },
+        )
+      : fail(dispatcher, attempt, 'backend_error', fault, true);
+  acknowledge(node, message, outcome ?? 'stale');
+  dispatcher.settleSlot(attempt);
+}
+
+/** A success must be whole: every byte of it here, and what the client asked for in it. */
+function wholeOrFault(
+  attempt: Attempt,
+  result: Parameters<Attempt['job']['sink']['fault']>[0],
+): string | null {
+  const { ended } = attempt;
+  if (!attempt.head || ended === null || !ended.complete || ended.length !== result.length) {
+    return 'the answer did not arrive whole';
+  }
+  return attempt.job.sink.fault(result);
+}
+
+function failed(
+  dispatcher: Dispatcher,
+  node: FleetNode,
+  attempt: Attempt,
+  message: NodeMessageOf<'job.failed'>,
+): void {
+  const code: ErrorCode = isErrorCode(message.code) ? message.code : 'backend_error';
+  const outcome = fail(dispatcher, attempt, code, message.message, message.retryable, message.retry_after_ms);
+  acknowledge(node, message, outcome ?? 'stale');
+  dispatcher.settleSlot(attempt);
+}
+
+function fail(
+  dispatcher: Dispatcher,
+  attempt: Attempt,
+  code: ErrorCode,
+  message: string,
+  retryable: boolean,
+  asked_ms?: number,
+) {
+  return dispatcher.feed(attempt, {
+    type: 'failed',
+    fence: fenceOf(attempt),
+    code,
+    message,
+    retryable,
+    retry_delay_ms: backOff(dispatcher, attempt, asked_ms),
+  });
+}
+
+/** Nothing here knows the attempt: a result is too old, a release may free a slot the node came back with. */
+function takeUnknown(dispatcher: Dispatcher, node: FleetNode, message: AttemptMessage): void {
+  const { job, attempt } = message;
+  if (message.type === 'job.completed' || message.type === 'job.failed') {
+    acknowledge(node, message, 'stale');
+    dispatcher.settleUnknown(node, job, attempt);
+  } else if (message.type === 'job.released' || message.type === 'job.rejected') {
+    dispatcher.settleUnknown(node, job, attempt);
+  } else {
+    node.link?.send({ type: 'job.abandon', job, attempt, reason: 'this attempt is not known, or over' });
+  }
+}
+
+function acknowledge(
+  node: FleetNode,
+  { job, attempt }: { job: string; attempt: number },
+  outcome: 'accepted' | 'duplicate' | 'stale' | 'conflict',
+): void {
+  node.link?.send({ type: 'result.ack', job, attempt, outcome });
+}
+
+/** Response frames. Repeated bytes are trimmed; a hole or an overrun window is the node's fault and ends the attempt. */
+export function takeFrame(dispatcher: Dispatcher, attempt: Attempt, frame: Frame): void {
+  if (attempt.phase === 'over' || attempt.job.current !== attempt) return;
+  if (attempt.phase !== 'started') startAttempt(dispatcher, attempt);
+  switch (frame.kind) {
+    case FRAME_KIND.responseHead: {
+      if (attempt.head) return;
+      const head = readHead(frame.payload);
+      if (head === undefined) return breach(dispatcher, attempt, 'the head of the answer is unreadable');
+      attempt.head = true;
+      attempt.job.sink.head(attempt, head.status, head.headers);
+      return;
+    }
+    case FRAME_KIND.responseBody: {
+      const { offset, payload } = frame;
+      if (attempt.ended !== null)
+        return breach(dispatcher, attempt, 'the node sent more of the answer after its end');
+      if (!attempt.head || offset > attempt.received)
+        return breach(dispatcher, attempt, 'a part of the answer is missing');
+      const fresh = payload.subarray(attempt.received - offset);
+      if (offset + payload.byteLength <= attempt.received) return;
+      if (attempt.received + fresh.byteLength - attempt.credited > STREAM_WINDOW_BYTES) {
+        return breach(dispatcher, attempt, 'the node sent more than the window allows');
+      }
+      attempt.received += fresh.byteLength;
+      attempt.job.sink.body(attempt, fresh);
+      return;
+    }
+    case FRAME_KIND.end:
+      if (frame.offset !== attempt.received)
+        return breach(dispatcher, attempt, 'a part of the answer is missing');
+      attempt.ended = { length: frame.offset, complete: frame.payload[0] === END_OUTCOME.complete };
+      return;
+    default:
+      return breach(dispatcher, attempt, `frames of kind ${frame.kind} are not a node's to send`);
+  }
+}
+
+/** The node broke the link's rules for this attempt: it is told to stop, and the job goes on elsewhere if it can. */
+function breach(dispatcher: Dispatcher, attempt: Attempt, message: string): void {
+  const { job, number, node } = attempt;
+  node.link?.send({ type: 'job.abandon', job: job.id, attempt: number, reason: message });
+  fail(dispatcher, attempt, 'backend_error', message, true);
+}
+
+function readHead(payload: Uint8Array): { status: number; headers: [string, string][] } | undefined {
+  try {
+    const head: unknown = JSON.parse(
+      Buffer.from(payload.buffer, payload.byteOffset, payload.byteLength).toString(),
+    );
+    if (typeof head !== 'object' || head === null) return undefined;
+    const { status, headers } = head as { status?: unknown; headers?: unknown };
+    if (!Number.isInteger(status) || (status as number) < 200 || (status as number) > 599) return undefined;
+    const pairs: unknown[] = Array.isArray(headers) ? headers : Object.entries(headers ?? {});
+    return { status: status as number, headers: pairs.filter(isHeader) };
+  } catch {
+    return undefined;
+  }
+}
+
+/** What a client gets of a backend's headers; no node chooses others, or writes what HTTP cannot carry. */
+const PASSED_HEADER = /^(?:content-type|retry-after|retry-after-ms|openai-[a-z0-9-]{1,64})$/;
+const HEADER_TEXT = /^[\t\x20-\x7e\x80-\xff]{0,4096}$/;
+
+function isHeader(pair: unknown): pair is [string, string] {
+  if (!Array.isArray(pair) || pair.length !== 2) return false;
+  const [name, value] = pair as unknown[];
+  return (
+    typeof name === 'string' &&
+    PASSED_HEADER.test(name) &&
+    typeof value === 'string' &&
+    HEADER_TEXT.test(value)
+  );
+}

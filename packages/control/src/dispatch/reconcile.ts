@@ -1,0 +1,108 @@
+import { holdAnyway, refence, releaseAll, slotKey } from '@flotilla/core';
+import type { InventoryItem, Verdict } from '@flotilla/protocol';
+import { type FleetNode, dropAttempt } from '../fleet/node.ts';
+import type { Link } from '../fleet/link.ts';
+import { type Attempt, fenceOf } from './attempt.ts';
+import type { Dispatcher } from './dispatcher.ts';
+import { startAttempt } from './node-messages.ts';
+
+/**
+ * What a node holds against what we think it holds. Each item gets its own verdict, so one bad item costs nobody else.
+ * The ledger restarts from the inventory, abandoned items included: their slots are taken until they are released.
+ */
+export function reconcile(
+  dispatcher: Dispatcher,
+  node: FleetNode,
+  link: Link,
+  inventory: readonly InventoryItem[],
+): Verdict[] {
+  const listed = new Set(inventory.map((item) => slotKey(item.job, item.attempt)));
+  for (const [key, attempt] of [...node.attempts]) if (!listed.has(key)) letGo(dispatcher, attempt);
+  releaseAll(node.ledger);
+  return inventory.map((item) => {
+    const attempt = node.attempts.get(slotKey(item.job, item.attempt));
+    if (item.state !== 'released')
+      holdAnyway(node.ledger, poolOf(node, item, attempt), item.job, item.attempt);
+    return verdictOn(dispatcher, node, link, item, attempt);
+  });
+}
+
+/**
+ * An inventory on a standing link, asked for because the counts differed. TCP keeps order, so what was offered before
+ * the question and is not in the answer has ended without our hearing of it.
+ */
+export function compareInventory(
+  dispatcher: Dispatcher,
+  node: FleetNode,
+  link: Link,
+  inventory: readonly InventoryItem[],
+  asked_at_attempts: ReadonlySet<string>,
+): Verdict[] {
+  const listed = new Set(inventory.map((item) => slotKey(item.job, item.attempt)));
+  for (const key of asked_at_attempts) {
+    const attempt = node.attempts.get(key);
+    if (attempt !== undefined && !listed.has(key)) letGo(dispatcher, attempt);
+  }
+  for (const key of [...node.ledger.holders.keys()]) {
+    if (node.attempts.has(key) || listed.has(key)) continue;
+    const [job, attempt] = splitKey(key);
+    dispatcher.settleUnknown(node, job, attempt);
+  }
+  return inventory.flatMap((item) => {
+    const attempt = node.attempts.get(slotKey(item.job, item.attempt));
+    if (attempt !== undefined && attempt.phase !== 'over') return [];
+    return [verdictOn(dispatcher, node, link, item, attempt)];
+  });
+}
+
+function verdictOn(
+  dispatcher: Dispatcher,
+  node: FleetNode,
+  link: Link,
+  item: InventoryItem,
+  attempt: Attempt | undefined,
+): Verdict {
+  const fence = { job: item.job, attempt: item.attempt };
+  if (attempt === undefined || attempt.phase === 'over' || attempt.job.current !== attempt) {
+    return { ...fence, verdict: 'abandon' };
+  }
+  const stream = link.resume(attempt, item);
+  if (stream === undefined) {
+    dispatcher.feed(attempt, { type: 'node_lost', fence: fenceOf(attempt), retry_delay_ms: 0 });
+    return { ...fence, verdict: 'abandon' };
+  }
+  attempt.answer_timer?.cancel();
+  attempt.job.kernel = refence(attempt.job.kernel, attempt.number, node.id, link.epoch);
+  attempt.story.epoch = link.epoch;
+  // What it said of the start may have been lost with the old link.
+  if (item.state === 'running' || item.state === 'finished') startAttempt(dispatcher, attempt);
+  attempt.ended = null;
+  return { ...fence, verdict: 'keep', stream, acked_offset: attempt.credited, head_received: attempt.head };
+}
+
+/** The node does not have it: nothing is left to wait for. */
+function letGo(dispatcher: Dispatcher, attempt: Attempt): void {
+  dispatcher.feed(attempt, { type: 'node_lost', fence: fenceOf(attempt), retry_delay_ms: 0 });
+  dispatcher.settleSlot(attempt);
+}
+
+/** Ends every attempt of a node whose lease is over: its slots are nobody's now. */
+export function loseAll(dispatcher: Dispatcher, node: FleetNode): void {
+  const attempts = [...node.attempts.values()];
+  for (const attempt of attempts) dropAttempt(node, attempt);
+  releaseAll(node.ledger);
+  for (const attempt of attempts) {
+    dispatcher.feed(attempt, { type: 'node_lost', fence: fenceOf(attempt), retry_delay_ms: 0 });
+  }
+}
+
+function poolOf(node: FleetNode, item: InventoryItem, attempt: Attempt | undefined): string {
+  if (attempt !== undefined) return attempt.spot.slots.id;
+  const backends = node.descriptor?.backends ?? [];
+  return (backends.find((backend) => backend.id === item.backend) ?? backends[0])?.pool ?? 'unknown';
+}
+
+function splitKey(key: string): [string, number] {
+  const colon = key.lastIndexOf(':');
+  return [key.slice(0, colon), Number(key.slice(colon + 1))];
+}

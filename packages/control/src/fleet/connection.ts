@@ -1,0 +1,280 @@
+import {
+  ATTACHED_MOVE_MS,
+  type Clock,
+  type LivenessEvent,
+  type Log,
+  STREAM_WAIT_MS,
+  type Timings,
+  stepLiveness,
+} from '@flotilla/core';
+import type { ControlMessageOf, NodeMessage, NodeMessageOf } from '@flotilla/protocol';
+import { fenceOf } from '../dispatch/attempt.ts';
+import type { Dispatcher } from '../dispatch/dispatcher.ts';
+import { takeAttemptMessage, takeFrame } from '../dispatch/node-messages.ts';
+import { compareInventory, loseAll, reconcile } from '../dispatch/reconcile.ts';
+import type { LatestWriter } from './latest-writer.ts';
+import { CLOSE, type Link, openLink } from './link.ts';
+import type { FleetNode } from './node.ts';
+import { type Registration, readNodeDescriptor } from './registration.ts';
+import type { Roster } from './roster.ts';
+import type { Watch } from './watch.ts';
+import type { DescriptorChange, NodeStateChange } from '@flotilla/core';
+
+/**
+ * The life of a node's connection: taking it up, beats, losing it, and what each does to the node's work. The states
+ * are core/liveness.ts's; they are moved here and nowhere else.
+ */
+export interface ConnectionDeps {
+  clock: Clock;
+  log: Log;
+  replica: string;
+  timings: Timings;
+  roster: Roster;
+  dispatcher: Dispatcher;
+  watch: Watch;
+  states: LatestWriter<NodeStateChange>;
+  descriptors: LatestWriter<DescriptorChange>;
+  seen(node: FleetNode): void;
+  beat(): void;
+  /** A node has changed its state, which `node.state` now says. */
+  moved(node: FleetNode): void;
+}
+
+export interface Connections {
+  take(node: FleetNode, registration: Registration): void;
+  /** Feeds an event that did not come over the link. */
+  step(node: FleetNode, event: LivenessEvent): void;
+  desiredOf(node: FleetNode): ControlMessageOf<'node.heartbeat.ack'>['desired'];
+}
+
+/** After this many differing beats in a row the node is asked for its inventory. */
+const DIFFERING_BEATS = 2;
+
+export function createConnections(deps: ConnectionDeps): Connections {
+  const { clock, log, timings, roster, dispatcher, watch } = deps;
+  /** What each node held when it was asked for its inventory. */
+  const asked = new WeakMap<FleetNode, Set<string>>();
+  return { take, step, desiredOf };
+
+  function take(node: FleetNode, { ws, socket, epoch, message, received_ms }: Registration): void {
+    const same_process = node.boot_id === message.boot_id;
+    node.link?.close(CLOSE.superseded, {
+      code: 'node_in_use',
+      message: same_process
+        ? 'This process has opened a newer link.'
+        : 'A newer daemon has this credential now.',
+    });
+    node.link = null;
+    if (!same_process) loseAll(dispatcher, node);
+    cancelAway(node);
+    const link = openLink({
+      ws,
+      socket,
+      epoch,
+      replica: deps.replica,
+      heartbeat_ms: timings.heartbeat_ms,
+      clock,
+      events: {
+        message: (incoming) => onMessage(node, link, incoming),
+        frame: (frame, attempt) => takeFrame(dispatcher, attempt, frame),
+        broke: (error) => log.error({ node: node.id, error }, 'What a node sent met a fault of ours.'),
+        closed: (reason) => onClosed(node, link, reason),
+      },
+    });
+    node.epoch = epoch;
+    node.boot_id = message.boot_id;
+    node.stopping = false;
+    node.connected_at = clock.wall_ms();
+    node.liveness = stepLiveness(node.liveness, { type: 'registered' }, received_ms, timings);
+    roster.sync(node);
+    const verdicts = reconcile(dispatcher, node, link, message.inventory);
+    node.link = link;
+    const { descriptor, warnings } = readNodeDescriptor(node, message.descriptor);
+    link.send({
+      type: 'node.registered',
+      ...(message.id === undefined ? {} : { id: message.id }),
+      node_id: node.id,
+      name: node.record.name,
+      epoch,
+      server_time: new Date(clock.wall_ms()).toISOString(),
+      heartbeat_ms: timings.heartbeat_ms,
+      lease_ttl_ms: timings.lease_ttl_ms,
+      protocol: 1,
+      verdicts,
+      desired: desiredOf(node),
+      warnings,
+    });
+    describe(node, descriptor, message.descriptor_hash);
+    roster.setHealth(node, message.backends);
+    heard(node);
+    step(node, { type: 'reconciled' });
+    log.info({ node: node.id, name: node.record.name, epoch, kept: verdicts.length }, 'node connected');
+  }
+
+  function onMessage(node: FleetNode, link: Link, message: NodeMessage): void {
+    if (node.link !== link) return;
+    switch (message.type) {
+      case 'node.heartbeat':
+        return onBeat(node, link, message);
+      case 'descriptor.update': {
+        const { descriptor } = readNodeDescriptor(node, message.descriptor);
+        describe(node, descriptor, message.descriptor_hash);
+        return capacityMoved(node);
+      }
+      case 'inventory.sync': {
+        const held = asked.get(node) ?? new Set<string>();
+        asked.delete(node);
+        const verdicts = compareInventory(dispatcher, node, link, message.inventory, held);
+        return link.send({ type: 'inventory.verdicts', verdicts });
+      }
+      case 'node.deregister':
+        node.link = null;
+        link.close(1000);
+        return step(node, { type: 'deregistered', reason: `it said goodbye: ${message.reason}` });
+      case 'node.register':
+        return link.send({ type: 'error', code: 'conflict', message: 'This link is registered already.' });
+      case 'error':
+        return log.warn(
+          { node: node.id, code: message.code, said: message.message },
+          'the node reported an error',
+        );
+      case 'stream.credit':
+      case 'link.ack':
+        return;
+      default:
+        return takeAttemptMessage(dispatcher, node, message);
+    }
+  }
+
+  function onBeat(node: FleetNode, link: Link, beat: NodeMessageOf<'node.heartbeat'>): void {
+    deps.beat();
+    node.host = beat.host;
+    if (beat.rtt_ms !== undefined) link.roundTrip(beat.rtt_ms);
+    const want = wanted(node, beat);
+    link.send({
+      type: 'node.heartbeat.ack',
+      seq: beat.seq,
+      server_time: new Date(clock.wall_ms()).toISOString(),
+      epoch: link.epoch,
+      desired: desiredOf(node),
+      want,
+      warnings: node.warnings,
+    });
+    const was_stopping = node.stopping;
+    node.stopping = beat.draining;
+    const health_moved = roster.setHealth(node, beat.backends);
+    node.liveness = stepLiveness(
+      node.liveness,
+      { type: 'beat', progress_seq: beat.progress_seq },
+      clock.now_ms(),
+      timings,
+    );
+    heard(node);
+    if (node.liveness.state !== node.state) applyState(node);
+    else if (roster.sync(node) || health_moved || was_stopping !== node.stopping) capacityMoved(node);
+  }
+
+  /** What the beat lacks: a descriptor we have not seen, an inventory where two beats in a row counted otherwise. */
+  function wanted(node: FleetNode, beat: NodeMessageOf<'node.heartbeat'>): string[] {
+    const want: string[] = [];
+    if (beat.descriptor_hash !== node.descriptor_hash) want.push('descriptor');
+    for (const pool of node.ledger.pools.values()) {
+      pool.reported = beat.pools.find((own) => own.id === pool.id)?.in_flight ?? null;
+    }
+    const differs = beat.leases_digest !== '' && beat.leases_digest !== node.digest.value;
+    node.differing_beats = differs ? node.differing_beats + 1 : 0;
+    if (node.differing_beats >= DIFFERING_BEATS) {
+      node.differing_beats = 0;
+      asked.set(node, new Set(node.attempts.keys()));
+      want.push('inventory');
+    }
+    return want;
+  }
+
+  function describe(
+    node: FleetNode,
+    descriptor: ReturnType<typeof readNodeDescriptor>['descriptor'],
+    hash: string,
+  ): void {
+    if (node.descriptor !== null && hash !== '' && hash === node.descriptor_hash && node.spots.length > 0)
+      return;
+    roster.describe(node, descriptor, hash);
+    deps.descriptors.put({ id: node.id, epoch: node.epoch, descriptor, descriptor_hash: hash });
+  }
+
+  function heard(node: FleetNode): void {
+    node.last_seen_at = clock.wall_ms();
+    deps.seen(node);
+    watch.touch(node);
+  }
+
+  function onClosed(node: FleetNode, link: Link, reason: string): void {
+    if (node.link !== link) return;
+    node.link = null;
+    step(node, { type: 'closed', reason });
+  }
+
+  function step(node: FleetNode, event: LivenessEvent): void {
+    node.liveness = stepLiveness(node.liveness, event, clock.now_ms(), timings);
+    if (node.liveness.state !== node.state) applyState(node);
+    else roster.sync(node);
+  }
+
+  /** A transition: written at once, and felt at once by the work. */
+  function applyState(node: FleetNode): void {
+    const { state, reason } = node.liveness;
+    const before = node.state;
+    roster.sync(node);
+    deps.states.put({ id: node.id, epoch: node.epoch, state, close_reason: reason, at: clock.wall_ms() });
+    log.info({ node: node.id, name: node.record.name, from: before, to: state, reason }, `node ${state}`);
+    if (state === 'online') cancelAway(node);
+    else if (state === 'suspect') armAway(node);
+    else if (state === 'offline' || state === 'revoked') gone(node, state);
+    deps.moved(node);
+    capacityMoved(node);
+  }
+
+  function gone(node: FleetNode, state: 'offline' | 'revoked'): void {
+    cancelAway(node);
+    watch.forget(node);
+    const { link } = node;
+    loseAll(dispatcher, node);
+    node.link = null;
+    if (state === 'revoked')
+      link?.close(CLOSE.revoked, { code: 'revoked', message: "The node's credential was withdrawn." });
+    else link?.close(CLOSE.silent, { code: 'node_lost', message: 'No beat arrived before the lease ended.' });
+  }
+
+  /** The link is away: what has sent nothing moves after 2 s, streams end after 5 s, unless the node returns. */
+  function armAway(node: FleetNode): void {
+    cancelAway(node);
+    node.away = [
+      clock.after(ATTACHED_MOVE_MS, () => lose(node, (handed) => !handed)),
+      clock.after(STREAM_WAIT_MS, () => lose(node, () => true)),
+    ];
+  }
+
+  function lose(node: FleetNode, which: (handed: boolean) => boolean): void {
+    for (const attempt of [...node.attempts.values()]) {
+      if (attempt.phase === 'over' || !which(attempt.job.kernel.handed)) continue;
+      dispatcher.feed(attempt, { type: 'node_lost', fence: fenceOf(attempt), retry_delay_ms: 0 });
+    }
+  }
+
+  function cancelAway(node: FleetNode): void {
+    for (const timer of node.away) timer.cancel();
+    node.away = [];
+  }
+
+  function capacityMoved(node: FleetNode): void {
+    roster.sync(node);
+    dispatcher.pump(node);
+    dispatcher.recheck();
+  }
+
+  function desiredOf(node: FleetNode): ControlMessageOf<'node.heartbeat.ack'>['desired'] {
+    const { cordoned, drain_deadline_at } = node.record;
+    if (drain_deadline_at === null) return { cordoned };
+    return { cordoned, drain_ms: Math.max(0, drain_deadline_at - clock.wall_ms()) };
+  }
+}

@@ -1,0 +1,354 @@
+import {
+  type Brake,
+  type Clock,
+  type DescriptorChange,
+  type Log,
+  type NodePatch,
+  type NodeRecord,
+  type NodeStateChange,
+  RELEASED,
+  type Random,
+  type Store,
+  type Timer,
+  type Timings,
+  BRAKE_MAX_MS,
+  stepBrake,
+} from '@flotilla/core';
+import { FlotillaError, MESSAGE_MAX_BYTES, type NodeView, makeId } from '@flotilla/protocol';
+import type { IncomingMessage } from 'node:http';
+import type { Duplex } from 'node:stream';
+import { type WebSocket, WebSocketServer } from 'ws';
+import { hashCredential, makeCredential } from '../accounts/credential.ts';
+import { fenceOf } from '../dispatch/attempt.ts';
+import type { Dispatcher } from '../dispatch/dispatcher.ts';
+import { createConnections } from './connection.ts';
+import { createEpochs } from './epochs.ts';
+import { latestWriter } from './latest-writer.ts';
+import { CLOSE } from './link.ts';
+import type { FleetNode } from './node.ts';
+import { takeRegistration } from './registration.ts';
+import type { Roster } from './roster.ts';
+import { nodeView } from './view.ts';
+import { createWatch } from './watch.ts';
+
+/**
+ * The fleet as the rest of the control plane sees it: read the roster, carry out the operator's wishes, take the
+ * upgrade of a node link. Every promise settles when the store has committed.
+ */
+export interface Fleet {
+  /** All nodes, by name. */
+  list(): NodeView[];
+  find(id: string): NodeView | undefined;
+  /** Reads the nodes anew: one was enrolled, or another replica changed something. */
+  refresh(): Promise<void>;
+  update(id: string, patch: NodePatch): Promise<NodeView | undefined>;
+  cordon(id: string, cordoned: boolean): Promise<NodeView | undefined>;
+  drain(id: string, deadline_ms: number): Promise<NodeView | undefined>;
+  rotate(id: string, overlap_ms: number): Promise<RotatedCredential | undefined>;
+  revoke(id: string): Promise<NodeView | undefined>;
+  /** @throws FlotillaError `conflict` while the node is connected */
+  forget(id: string): Promise<boolean>;
+  /** `GET /node/v1/link`: authenticates by the node's credential; it is refused in HTTP, or becomes a link. */
+  upgrade(
+    request: IncomingMessage,
+    socket: Duplex,
+    head: Buffer,
+    refuse: (error: FlotillaError) => void,
+  ): void;
+  close(): Promise<void>;
+}
+
+interface RotatedCredential {
+  id: string;
+  credential: string;
+  old_expires_at: number;
+}
+
+export interface FleetDeps {
+  clock: Clock;
+  random: Random;
+  log: Log;
+  store: Store;
+  replica: string;
+  timings: Timings;
+  roster: Roster;
+  dispatcher: Dispatcher;
+  /** A node was changed here: other snapshots are old. */
+  changed(): void;
+  beat(): void;
+}
+
+const SEEN_FLUSH_MS = 5000;
+const BRAKE_ALARM = 'More than half of the nodes fell silent together: requeueing is held back.';
+
+export function createFleet(deps: FleetDeps): Fleet {
+  const { clock, random, log, store, replica, timings, roster, dispatcher } = deps;
+  const server = new WebSocketServer({
+    noServer: true,
+    perMessageDeflate: false,
+    maxPayload: MESSAGE_MAX_BYTES,
+    clientTracking: false,
+  });
+  const states = latestWriter<NodeStateChange>(
+    (rows) => store.saveNodeStates(rows),
+    clock,
+    log,
+    'node states',
+  );
+  const descriptors = latestWriter<DescriptorChange>(
+    (rows) => store.saveDescriptors(rows),
+    clock,
+    log,
+    'descriptors',
+  );
+  const epochs = createEpochs(store, replica);
+  const seen = new Map<string, number>();
+  let seen_timer: Timer | null = null;
+  let brake: Brake = RELEASED;
+  let closing = false;
+  let refreshing: Promise<void> = Promise.resolve();
+  let next_refresh: Promise<void> | null = null;
+  let brake_timer: Timer | null = null;
+  /** Nodes that were online when trouble began, and those of them that have fallen silent. */
+  const known = new Set<FleetNode>();
+  const suspect = new Set<FleetNode>();
+  const watch = createWatch(clock, timings, (node) => connections.step(node, { type: 'tick' }));
+  const connections = createConnections({
+    clock,
+    log,
+    replica,
+    timings,
+    roster,
+    dispatcher,
+    watch,
+    states,
+    descriptors,
+    seen: (node) => {
+      seen.set(node.id, node.last_seen_at!);
+      seen_timer ??= clock.after(SEEN_FLUSH_MS, () => void flushSeen());
+    },
+    beat: () => deps.beat(),
+    moved: (node) => {
+      if (closing) return;
+      if (node.state === 'suspect') suspect.add(node);
+      else suspect.delete(node);
+      if (node.state === 'suspect' || node.state === 'online') known.add(node);
+      else known.delete(node);
+      moveBrake();
+    },
+  });
+
+  const view = (node: FleetNode) => {
+    const shown = nodeView(node, clock, timings);
+    if (brake.held_since_ms !== null && node.state === 'suspect') shown.why.alarms.push(BRAKE_ALARM);
+    return shown;
+  };
+
+  return {
+    list: () => [...roster.all()].map(view).sort((a, b) => a.name.localeCompare(b.name)),
+    find(id) {
+      const node = roster.find(id);
+      return node === undefined ? undefined : view(node);
+    },
+    refresh,
+    update: (id, patch) => change(id, () => store.updateNode(id, patch)),
+    cordon: (id, cordoned) =>
+      change(id, () => store.updateNode(id, cordoned ? { cordoned } : { cordoned, drain_deadline_at: null })),
+    drain: (id, deadline_ms) =>
+      change(id, () =>
+        store.updateNode(id, { cordoned: true, drain_deadline_at: clock.wall_ms() + deadline_ms }),
+      ),
+    rotate,
+    revoke: (id) => change(id, () => store.revokeNode(id, clock.wall_ms())),
+    forget,
+    upgrade,
+    close,
+  };
+
+  /** One at a time, and one more for all who asked meanwhile: an older answer never overwrites a newer one. */
+  function refresh(): Promise<void> {
+    next_refresh ??= refreshing
+      .catch(() => undefined)
+      .then(() => {
+        next_refresh = null;
+        refreshing = reload();
+        return refreshing;
+      });
+    return next_refresh;
+  }
+
+  async function reload(): Promise<void> {
+    const { changed, removed } = roster.load(await store.loadNodes());
+    for (const node of removed) {
+      known.delete(node);
+      suspect.delete(node);
+    }
+    for (const node of removed)
+      node.link?.close(CLOSE.revoked, { code: 'revoked', message: 'This node was deleted.' });
+    for (const node of changed) apply(node);
+    for (const node of roster.all()) armCredential(node);
+    if (changed.length > 0 || removed.length > 0) dispatcher.recheck();
+  }
+
+  async function change(
+    id: string,
+    write: () => Promise<NodeRecord | undefined>,
+  ): Promise<NodeView | undefined> {
+    const record = await write();
+    if (record === undefined) return undefined;
+    const node = roster.find(id);
+    if (node !== undefined) {
+      node.record = record;
+      apply(node);
+    }
+    deps.changed();
+    return node === undefined ? undefined : view(node);
+  }
+
+  /** Brings what the operator wishes of a node into force here. */
+  function apply(node: FleetNode): void {
+    if (node.record.revoked_at !== null && node.state !== 'revoked')
+      connections.step(node, { type: 'revoked' });
+    roster.sync(node);
+    armDrain(node);
+    dispatcher.pump(node);
+    dispatcher.recheck();
+  }
+
+  function armDrain(node: FleetNode): void {
+    node.drain_timer?.cancel();
+    node.drain_timer = null;
+    const { drain_deadline_at } = node.record;
+    if (drain_deadline_at === null) return;
+    const left_ms = Math.max(0, drain_deadline_at - clock.wall_ms());
+    node.drain_timer = clock.after(left_ms, () => {
+      node.drain_timer = null;
+      for (const attempt of [...node.attempts.values()]) {
+        if (attempt.phase === 'over') continue;
+        dispatcher.feed(attempt, { type: 'node_lost', fence: fenceOf(attempt), retry_delay_ms: 0 });
+      }
+    });
+  }
+
+  /** A credential that was replaced ends its link too: whoever else has it must not live on by never letting go. */
+  function armCredential(node: FleetNode): void {
+    node.credential_timer?.cancel();
+    node.credential_timer = null;
+    const own = node.record.credentials.find(({ hash }) => hash === node.credential);
+    if (node.link === null || own === undefined || own.expires_at === null) return;
+    const left_ms = Math.max(0, own.expires_at - clock.wall_ms());
+    node.credential_timer = clock.after(left_ms, () => {
+      const message = 'The credential of this link was replaced, and its time is over.';
+      if (node.credential === own.hash) node.link?.close(CLOSE.revoked, { code: 'revoked', message });
+    });
+  }
+
+  async function rotate(id: string, overlap_ms: number): Promise<RotatedCredential | undefined> {
+    const now = clock.wall_ms();
+    const credential = makeCredential('node', random);
+    const old_expires_at = now + overlap_ms;
+    const record = {
+      id: makeId('credential', now, random.bytes(10)),
+      hash: hashCredential(credential),
+      created_at: now,
+      expires_at: null,
+    };
+    if (!(await store.rotateCredential(id, record, old_expires_at))) return undefined;
+    await refresh();
+    deps.changed();
+    return { id, credential, old_expires_at };
+  }
+
+  async function forget(id: string): Promise<boolean> {
+    const node = roster.find(id);
+    if (node !== undefined && node.link !== null) {
+      throw new FlotillaError('conflict', 'The node is connected: revoke it first, or stop its daemon.');
+    }
+    const deleted = await store.deleteNode(id);
+    if (deleted) {
+      await refresh();
+      deps.changed();
+    }
+    return deleted;
+  }
+
+  function upgrade(
+    request: IncomingMessage,
+    socket: Duplex,
+    head: Buffer,
+    refuseWith: (error: FlotillaError) => void,
+  ): void {
+    const refuse = (code: FlotillaError['code'], message: string) =>
+      refuseWith(new FlotillaError(code, message));
+    const token = /^Bearer\s+(\S+)$/i.exec(request.headers.authorization ?? '')?.[1];
+    const hash = token === undefined ? '' : hashCredential(token);
+    const found = roster.byCredential(hash, clock.wall_ms());
+    if (closing)
+      return refuse('unavailable', 'This control plane is stopping; another try will find it back.');
+    if (found === undefined) {
+      return refuse(
+        'unauthorized',
+        'This node credential is not known here. Enrol the machine with `flotilla join`.',
+      );
+    }
+    if (found.revoked) return refuse('revoked', "The node's credential was withdrawn or has expired.");
+    if (request.headers.upgrade?.toLowerCase() !== 'websocket') {
+      return refuse('invalid_request', 'The node link is a WebSocket.');
+    }
+    const misshaped = (error: Error) =>
+      refuse('invalid_request', `This is no WebSocket handshake: ${error.message}.`);
+    server.once('wsClientError', misshaped);
+    server.handleUpgrade(request, socket, head, (ws) => {
+      // A frame that cannot be read closes the socket by itself; nothing more is to be done about it.
+      ws.on('error', () => undefined);
+      void register(found.node, hash, ws, socket);
+    });
+    server.off('wsClientError', misshaped);
+  }
+
+  async function register(node: FleetNode, hash: string, ws: WebSocket, socket: Duplex): Promise<void> {
+    const registration = await takeRegistration({ clock, log, epochs }, node, ws, socket);
+    if (registration === undefined) return;
+    if (closing || node.record.revoked_at !== null) return ws.terminate();
+    connections.take(node, registration);
+    node.credential = hash;
+    armCredential(node);
+  }
+
+  function moveBrake(): void {
+    const held = brake.held_since_ms !== null;
+    brake = stepBrake(brake, suspect.size, known.size, clock.now_ms());
+    const holds = brake.held_since_ms !== null;
+    if (held === holds) return;
+    brake_timer?.cancel();
+    brake_timer = holds ? clock.after(BRAKE_MAX_MS, moveBrake) : null;
+    const counts = { suspect: suspect.size, known: known.size };
+    if (holds) log.error(counts, `brake: ${BRAKE_ALARM}`);
+    else log.info(counts, 'brake released');
+  }
+
+  async function flushSeen(): Promise<void> {
+    seen_timer = null;
+    const rows = [...seen].map(([id, at]) => ({ id, at }));
+    seen.clear();
+    await store
+      .flushSeen(rows)
+      .catch((error: unknown) => log.debug({ err: error }, 'last_seen_at was not flushed'));
+  }
+
+  async function close(): Promise<void> {
+    closing = true;
+    // First, since a node whose link goes away is waited for.
+    for (const node of roster.all()) node.link?.close(CLOSE.goingAway);
+    seen_timer?.cancel();
+    watch.close();
+    brake_timer?.cancel();
+    for (const node of roster.all()) {
+      node.drain_timer?.cancel();
+      node.credential_timer?.cancel();
+      for (const timer of node.away) timer.cancel();
+    }
+    await flushSeen();
+    await Promise.all([states.settled(), descriptors.settled()]);
+  }
+}

@@ -1,0 +1,305 @@
+import { type Clock, OutStream, Outbox, type ReceiveWindow, receiveWindow, received } from '@flotilla/core';
+import {
+  type ControlMessage,
+  type ControlMessageOf,
+  type ErrorCode,
+  FRAME_KIND,
+  FlotillaError,
+  type Frame,
+  type InventoryItem,
+  MESSAGE_MAX_BYTES,
+  type NodeMessage,
+  decodeFrame,
+  readNodeMessage,
+} from '@flotilla/protocol';
+import type { Duplex } from 'node:stream';
+import type { WebSocket } from 'ws';
+import type { Attempt } from '../dispatch/attempt.ts';
+
+/**
+ * One accepted connection of one node.
+ *
+ *     open ──close(), socket closed, too many broken frames──▶ closed
+ *
+ * Stream numbers belong to the connection; attempts outlive it. What is written within one turn of the event loop
+ * becomes one write. Nothing here decides: messages go to `LinkEvents`.
+ */
+export interface Link {
+  readonly epoch: number;
+  readonly open: boolean;
+  /** Counts what has arrived, beats apart: while it moves, an answer may be behind other work's output. */
+  readonly heard: number;
+  /** Round trip of the node's last acknowledged beat; explains a late answer to an offer. */
+  rtt_ms: number;
+  send(message: ControlMessage): void;
+  offer(attempt: Attempt, deadlines: ControlMessageOf<'job.offer'>['deadlines']): void;
+  /** Takes up an attempt that the node came back with. @returns its stream, or undefined where it cannot go on */
+  resume(attempt: Attempt, item: InventoryItem): number | undefined;
+  closeStream(attempt: Attempt): void;
+  credit(stream: number, acked_offset: number): void;
+  roundTrip(rtt_ms: number): void;
+  /** Whether the other end answers a ping in time. */
+  alive(within_ms: number): Promise<boolean>;
+  close(code: number, error?: { code: ErrorCode; message: string }): void;
+}
+
+interface LinkEvents {
+  message(message: NodeMessage): void;
+  frame(frame: Frame, attempt: Attempt): void;
+  /** What the node sent has met a fault of ours; the link is closed with it, and nothing else. */
+  broke(error: unknown): void;
+  closed(reason: string): void;
+}
+
+export const CLOSE = {
+  goingAway: 1001,
+  tryLater: 1013,
+  revoked: 4001,
+  superseded: 4002,
+  nodeInUse: 4003,
+  protocol: 4004,
+  misbehaved: 4005,
+  silent: 4006,
+} as const;
+
+/** A peer that breaks the rules this often in a minute is cut off. */
+const FAULTS_MOST = 100;
+const FAULTS_WITHIN_MS = 60_000;
+/** Windows bound what waits for a node that reads; one that only asks and never reads is cut off here. */
+const UNREAD_MOST_BYTES = 32 * 1024 * 1024;
+/** How long a refused peer has to take the closing handshake. */
+const CLOSE_WAIT_MS = 1000;
+
+export interface LinkOptions {
+  ws: WebSocket;
+  socket: Duplex;
+  epoch: number;
+  replica: string;
+  heartbeat_ms: number;
+  clock: Clock;
+  events: LinkEvents;
+}
+
+export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, events }: LinkOptions): Link {
+  let open = true;
+  let faults = 0;
+  let faults_since_ms = clock.now_ms();
+  let heard = 0;
+  let next_stream = 1;
+  let taken: ReceiveWindow = receiveWindow();
+  const attempts = new Map<number, Attempt>();
+  const bodies = new Map<Attempt, OutStream>();
+  const outbox = new Outbox(corked(ws, socket), () => clock.now_ms());
+
+  const link: Link = {
+    epoch,
+    rtt_ms: 0,
+    get open() {
+      return open;
+    },
+    get heard() {
+      return heard;
+    },
+    send: (message) => outbox.sendText(JSON.stringify(message)),
+    offer,
+    resume,
+    closeStream(attempt) {
+      if (attempt.stream === 0) return;
+      outbox.detach(attempt.stream);
+      attempts.delete(attempt.stream);
+      bodies.delete(attempt);
+      attempt.stream = 0;
+    },
+    credit: (stream, acked_offset) => link.send({ type: 'stream.credit', stream, acked_offset }),
+    roundTrip(rtt_ms) {
+      link.rtt_ms = rtt_ms;
+      outbox.roundTrip(rtt_ms, heartbeat_ms);
+    },
+    alive: (within_ms) => answersPing(ws, clock, within_ms),
+    close(code, error) {
+      if (!open) return;
+      if (error !== undefined) link.send({ type: 'error', ...error });
+      ended('closed by the control plane');
+      closeSocket(ws, clock, code, error?.message ?? '');
+    },
+  };
+
+  ws.on('message', (data: Buffer, binary: boolean) => {
+    if (!open) return;
+    try {
+      if (binary) onFrame(data);
+      else onText(data);
+    } catch (error) {
+      events.broke(error);
+      link.close(CLOSE.misbehaved, { code: 'internal', message: 'This message met a fault of ours.' });
+    }
+    if (ws.bufferedAmount > UNREAD_MOST_BYTES) ws.terminate();
+  });
+  ws.on('close', (code, reason) =>
+    ended(`link closed (${code}${reason.length > 0 ? ` ${reason.toString()}` : ''})`),
+  );
+  ws.on('error', (error) => ended(`link failed: ${error.message}`));
+  return link;
+
+  function offer(attempt: Attempt, deadlines: ControlMessageOf<'job.offer'>['deadlines']): void {
+    const { request } = attempt.job;
+    const stream = newStream(attempt);
+    link.send({
+      type: 'job.offer',
+      job: request.id,
+      attempt: attempt.number,
+      owner: replica,
+      stream,
+      kind: 'inference',
+      operation: request.operation,
+      backend: attempt.spot.backend,
+      model: request.model,
+      streaming: request.streaming,
+      add_usage: request.add_usage,
+      body_length: request.body.byteLength,
+      deadlines,
+      request_id: request.request_id,
+    });
+    sendBody(attempt, stream, 0);
+  }
+
+  function resume(attempt: Attempt, item: InventoryItem): number | undefined {
+    const stream = newStream(attempt);
+    if (sendBody(attempt, stream, item.body_offset)) {
+      attempt.epoch = epoch;
+      return stream;
+    }
+    link.closeStream(attempt);
+    return undefined;
+  }
+
+  function newStream(attempt: Attempt): number {
+    const stream = next_stream++;
+    attempt.stream = stream;
+    attempts.set(stream, attempt);
+    return stream;
+  }
+
+  function sendBody(attempt: Attempt, stream: number, from: number): boolean {
+    const body = new OutStream({ kind: FRAME_KIND.requestBody });
+    body.push(attempt.job.request.body);
+    body.end('complete');
+    bodies.set(attempt, body);
+    return outbox.attach(stream, body, { acked_offset: from, head_received: true });
+  }
+
+  function onText(data: Buffer): void {
+    if (data.byteLength > MESSAGE_MAX_BYTES)
+      return fault('payload_too_large', 'The text frame is too large.');
+    const read = readNodeMessage(data.toString());
+    if (!read.ok) return fault(read.error.code as ErrorCode, read.error.message, read.error.id);
+    const { message } = read;
+    if (message.type !== 'node.heartbeat') heard++;
+    if (message.type === 'stream.credit') outbox.credit(message.stream, message.acked_offset);
+    else if (message.type === 'link.ack') outbox.linkAck(message.received, heartbeat_ms);
+    else events.message(message);
+  }
+
+  function onFrame(data: Buffer): void {
+    heard++;
+    const due = received(taken, data.byteLength);
+    taken = due.window;
+    if (due.ack !== undefined) link.send({ type: 'link.ack', received: due.ack });
+    let frame: Frame;
+    try {
+      frame = decodeFrame(data);
+    } catch (error) {
+      return fault(
+        'invalid_request',
+        error instanceof FlotillaError ? error.message : 'The binary frame is unreadable.',
+      );
+    }
+    const attempt = attempts.get(frame.stream);
+    // A stream that has just ended may still have frames under way: they are of no interest to anybody.
+    if (attempt !== undefined) events.frame(frame, attempt);
+    else if (frame.stream >= next_stream || frame.stream === 0) {
+      fault('invalid_request', `Stream ${frame.stream} was never opened on this link.`);
+    }
+  }
+
+  function fault(code: ErrorCode, message: string, id?: string): void {
+    link.send({ type: 'error', ...(id === undefined ? {} : { id }), code, message });
+    if (clock.now_ms() - faults_since_ms > FAULTS_WITHIN_MS) {
+      faults = 0;
+      faults_since_ms = clock.now_ms();
+    }
+    if (++faults >= FAULTS_MOST) {
+      link.close(CLOSE.misbehaved, {
+        code: 'invalid_request',
+        message: `${faults} broken frames on one link.`,
+      });
+    }
+  }
+
+  function ended(reason: string): void {
+    if (!open) return;
+    open = false;
+    for (const attempt of attempts.values()) attempt.stream = 0;
+    attempts.clear();
+    bodies.clear();
+    outbox.close();
+    events.closed(reason);
+  }
+}
+
+/** Sends an error a refused peer can read, then closes for good. */
+export function refuseLink(
+  ws: WebSocket,
+  clock: Clock,
+  code: number,
+  error: { code: ErrorCode; message: string },
+): void {
+  ws.send(JSON.stringify({ type: 'error', ...error }));
+  closeSocket(ws, clock, code, error.message);
+}
+
+function closeSocket(ws: WebSocket, clock: Clock, code: number, reason: string): void {
+  ws.close(code, Buffer.from(reason).subarray(0, 120).toString());
+  const timer = clock.after(CLOSE_WAIT_MS, () => ws.terminate());
+  ws.once('close', () => timer.cancel());
+}
+
+function answersPing(ws: WebSocket, clock: Clock, within_ms: number): Promise<boolean> {
+  return new Promise((resolve) => {
+    const finish = (alive: boolean) => {
+      timer.cancel();
+      ws.off('pong', answered);
+      resolve(alive);
+    };
+    const answered = () => finish(true);
+    const timer = clock.after(within_ms, () => finish(false));
+    ws.on('pong', answered);
+    ws.ping();
+  });
+}
+
+/** Corks the socket from the first send of a turn to the end of the turn: many small frames, one write. */
+function corked(ws: WebSocket, socket: Duplex): ConstructorParameters<typeof Outbox>[0] {
+  let is_corked = false;
+  const cork = () => {
+    if (is_corked) return;
+    is_corked = true;
+    socket.cork();
+    setImmediate(() => {
+      is_corked = false;
+      socket.uncork();
+    });
+  };
+  return {
+    sendText(text) {
+      if (ws.readyState !== ws.OPEN) return;
+      cork();
+      ws.send(text);
+    },
+    sendBinary(header, payload) {
+      if (ws.readyState !== ws.OPEN) return;
+      cork();
+      ws.send(Buffer.concat([header, payload]));
+    },
+  };
+}

@@ -1,0 +1,75 @@
+import { describe, expect, test, vi } from 'vitest';
+import { joinAlone } from './replica.ts';
+import { ManualClock } from '@flotilla/core/testing';
+import { memoryLog } from './testing/memory-log.ts';
+
+function setup(engine: 'embedded' | 'postgres' = 'postgres') {
+  const rows = new Map<string, number>();
+  const ended: string[] = [];
+  const clock = new ManualClock();
+  const store = {
+    engine,
+    bumpReplica: (id: string) => Promise.resolve(void rows.set(id, (rows.get(id) ?? 0) + 1)),
+    endReplica: (id: string) => Promise.resolve(void rows.delete(id)),
+    listReplicas: () => Promise.resolve([...rows].map(([id, bumps]) => ({ id, bumps }))),
+    endOrphans: (id: string) => Promise.resolve(ended.push(id)),
+  };
+  const join = (id: string) => joinAlone({ store, clock, log: memoryLog(), id });
+  return { rows, ended, clock, join };
+}
+
+describe('a replica', () => {
+  test('that finds no other is alone at once, says each second that it lives, and leaves nothing behind', async () => {
+    const { rows, clock, join } = setup();
+    const replica = await join('a');
+    clock.advance(1000);
+    await vi.waitFor(() => expect(clock.pending).toBe(1));
+    expect(rows.get('a')).toBe(2);
+    await replica.leave();
+    expect([...rows.keys()]).toEqual([]);
+    expect(clock.pending).toBe(0);
+  });
+
+  test('that sees another live is refused, and its row goes', async () => {
+    const { rows, ended, clock, join } = setup();
+    rows.set('other', 7);
+    const joining = join('a');
+    const refused = joining.catch((error: unknown) => String(error));
+    await vi.waitFor(() => expect(clock.started).toContain(2500));
+    rows.set('other', 8);
+    clock.advance(2500);
+    expect(await refused).toMatch(/other.*runs one replica/s);
+    expect([...rows.keys()]).toEqual(['other']);
+    expect(ended).toEqual([]);
+  });
+
+  test('clears away another that stands still', async () => {
+    const { rows, ended, clock, join } = setup();
+    rows.set('dead', 7);
+    const joining = join('a');
+    await vi.waitFor(() => expect(clock.started).toContain(2500));
+    clock.advance(2500);
+    await joining;
+    expect([...rows.keys()]).toEqual(['a']);
+    expect(ended).toEqual(['dead']);
+  });
+
+  test('of two that start together at most one stays', async () => {
+    const { clock, join } = setup();
+    const both = Promise.allSettled([join('a'), join('b')]);
+    await vi.waitFor(() => expect(clock.started.filter((ms) => ms === 2500)).not.toEqual([]));
+    for (let i = 0; i < 26; i++) {
+      clock.advance(100);
+      await Promise.resolve();
+    }
+    const joined = (await both).filter(({ status }) => status === 'fulfilled');
+    expect(joined.length).toBeLessThanOrEqual(1);
+  });
+
+  test('on an embedded store does not wait: the lock lets no other live', async () => {
+    const { rows, ended, join } = setup('embedded');
+    rows.set('dead', 7);
+    await join('a');
+    expect(ended).toEqual(['dead']);
+  });
+});

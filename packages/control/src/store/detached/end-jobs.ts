@@ -1,0 +1,69 @@
+import type { Cancellation, EndedJob } from '@flotilla/core';
+import { NOW_MS, prepared, type Sql } from '../sql.ts';
+
+/**
+ * Cancel and expire end what is open, whoever holds it. The attempt that was under way keeps its story, and the caller
+ * gets its fence, to tell the node; its slot is free when the node says so, never here.
+ */
+const ending = (chosen: string) => `
+  with now as materialized (select ${NOW_MS} as ms),
+   chosen as materialized (${chosen}),
+   ended as (
+     update jobs j
+     set state = chosen.end_state, error_code = chosen.end_code, error_message = chosen.end_message,
+       finished_at = now.ms, deadline_at = null, not_before = null
+     from chosen, now where j.id = chosen.id),
+   story as (
+     insert into attempts (job, attempt, node, backend, epoch, outcome, code, message,
+       offered_at, started_at, ended_at)
+     select id, attempt, node, null, epoch, end_code, end_code, end_message, offered_at, started_at, now.ms
+     from chosen, now where node is not null
+     on conflict do nothing),
+   bodies as (
+     update job_bodies b set erase_at = now.ms + b.retention_ms from chosen, now where b.job = chosen.id)
+  select id, end_state as state, end_code as error_code, attempt, node, epoch from chosen`;
+
+const ROW = 'id, attempt, node, epoch, offered_at, started_at';
+
+const cancel = prepared(
+  'cancel-job',
+  ending(`select ${ROW}, 'cancelled' as end_state, 'cancelled' as end_code, $2::text as end_message
+    from jobs where id = $1 and not attached and finished_at is null for no key update`),
+);
+
+/** By the store's clock, which set the deadlines too. */
+const expire = prepared(
+  'expire-jobs',
+  ending(`select ${ROW}, 'timed_out' as end_state,
+      case state when 'running' then 'run_timeout' else 'queue_timeout' end as end_code,
+      case state when 'running' then 'The work ran longer than its limit.'
+        else 'No slot became free before the queue deadline.' end as end_message
+    from jobs
+    where deadline_at is not null and deadline_at <= (select ms from now) and state in ('queued', 'leased', 'running')
+    order by deadline_at limit $1 for no key update skip locked`),
+);
+
+interface EndedRow {
+  id: string;
+  state: EndedJob['state'];
+  error_code: string;
+  attempt: number;
+  node: string | null;
+  epoch: number | null;
+}
+
+export async function cancelJob(sql: Sql, id: string, message: string): Promise<Cancellation> {
+  const [row] = await sql.query<EndedRow>(cancel, [id, message]);
+  if (row !== undefined) return { cancelled: endedJob(row) };
+  const known = await sql.query('select id from jobs where id = $1 and not attached', [id]);
+  return { refused: known.length > 0 ? 'ended' : 'unknown' };
+}
+
+export async function expireJobs(sql: Sql, limit: number): Promise<EndedJob[]> {
+  return (await sql.query<EndedRow>(expire, [limit])).map(endedJob);
+}
+
+function endedJob({ id, state, error_code, attempt, node, epoch }: EndedRow): EndedJob {
+  const fence = node === null || epoch === null ? null : { id, attempt, node, epoch };
+  return { id, state, error_code, fence };
+}

@@ -1,0 +1,56 @@
+import type { JobFence, ResultOutcome } from '@flotilla/core';
+import { encode } from '../json.ts';
+import type { Sql, Statement } from '../sql.ts';
+
+export const FENCE_TYPES = 'id text, attempt bigint, node text, epoch bigint';
+
+/**
+ * The rows that a batch names, locked in order of id, so that batches of two replicas cannot wait for each other; with
+ * each, whether the item's fence is the one that counts now.
+ */
+export const HELD = `held as materialized (
+    select j.id, j.state, j.accepted_attempt, j.result_digest,
+      j.attempt, j.node, j.epoch, j.offered_at, j.started_at,
+      j.state in ('leased', 'running')
+        and j.attempt = input.attempt and j.node = input.node and j.epoch = input.epoch as holds
+    from jobs j join input using (id)
+    where not j.attached
+    order by j.id for no key update of j)`;
+
+/** What a result is answered with: the rules of `completed` and `failed` in core's job.ts. */
+export const RESULT_OUTCOME = `case
+    when held.holds then 'accepted'
+    when held.accepted_attempt is distinct from input.attempt then 'stale'
+    when held.result_digest = input.digest then 'duplicate'
+    else 'conflict' end`;
+
+/** The story of the attempt that a statement ends, out of its item and the locked row. */
+export const TELL_STORY = `
+    insert into attempts (job, attempt, node, backend, epoch, outcome, code, message,
+      offered_at, started_at, ended_at)
+    select held.id, held.attempt, held.node, input.backend, held.epoch, input.outcome, input.code, input.message,
+      held.offered_at, held.started_at, now.ms
+    from held join input using (id), now
+    where held.holds
+    on conflict do nothing`;
+
+/**
+ * Sends a batch and puts the answers in its order. A statement can move a job once, so a second item of the same job
+ * goes into a second statement, as if it had come later.
+ */
+export async function moveJobs<Item extends JobFence>(
+  sql: Sql,
+  statement: Statement,
+  batch: Item[],
+): Promise<ResultOutcome[]> {
+  const outcomes: ResultOutcome[] = batch.map(() => 'stale');
+  for (let places = [...batch.keys()]; places.length > 0; ) {
+    const round = new Map<string, number>();
+    for (const place of places) if (!round.has(batch[place]!.id)) round.set(batch[place]!.id, place);
+    const items = [...round.values()].map((place) => batch[place]);
+    const rows = await sql.query<{ id: string; outcome: ResultOutcome }>(statement, [encode(items)]);
+    for (const { id, outcome } of rows) outcomes[round.get(id)!] = outcome;
+    places = places.filter((place) => round.get(batch[place]!.id) !== place);
+  }
+  return outcomes;
+}

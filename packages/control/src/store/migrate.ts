@@ -1,0 +1,55 @@
+import type { Log } from '@flotilla/core';
+import { NOW_MS, prepared, type Sql } from './sql.ts';
+
+/** One step of the schema, forward only. Each statement runs alone, all of a migration in one transaction. */
+export interface Migration {
+  readonly version: number;
+  readonly name: string;
+  readonly statements: readonly string[];
+}
+
+/** Arbitrary, but the same in every version: it is what replicas that start together queue for. */
+const MIGRATION_LOCK = 6_121_520_912;
+
+const readVersion = prepared(
+  'schema-version',
+  'select coalesce(max(version), 0) as version from schema_migrations',
+);
+
+/**
+ * Brings the schema to this program's version. Replicas that start together take turns (an advisory lock that the
+ * server holds until the transaction's end, and drops with a connection that dies); the late ones find nothing to do.
+ * A crash midway leaves the schema as it was.
+ */
+export async function migrate(sql: Sql, migrations: readonly Migration[], log: Log): Promise<void> {
+  await sql.transaction(async (tx) => {
+    await tx.query('select pg_advisory_xact_lock($1)', [MIGRATION_LOCK]);
+    await tx.query(
+      `create table if not exists schema_migrations (
+         version bigint primary key,
+         name text not null,
+         applied_at bigint not null
+       )`,
+    );
+    const [found] = await tx.query<{ version: number }>(readVersion);
+    const from = found?.version ?? 0;
+    const newest = migrations.at(-1)?.version ?? 0;
+    if (from > newest) throw new Error(newerSchema(from, newest));
+    for (const migration of migrations.filter(({ version }) => version > from)) {
+      for (const statement of migration.statements) await tx.query(statement);
+      await tx.query(
+        `insert into schema_migrations (version, name, applied_at)
+         values ($1, $2, ${NOW_MS})`,
+        [migration.version, migration.name],
+      );
+      log.info({ version: migration.version, name: migration.name }, 'The schema of the store was migrated.');
+    }
+  });
+}
+
+function newerSchema(found: number, known: number): string {
+  return (
+    `The store has schema version ${found}, made by a newer Flotilla; this program knows versions up to ${known}. ` +
+    'Nothing was changed. Start the newer Flotilla again, or restore a backup that was made before its first start.'
+  );
+}

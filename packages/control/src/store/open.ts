@@ -1,0 +1,29 @@
+import type { Log, Store } from '@flotilla/core';
+import { migrate } from './migrate.ts';
+import { MIGRATIONS } from './migrations/all.ts';
+import { openPglite } from './pglite.ts';
+import { openPostgres } from './postgres.ts';
+import type { Engine } from './sql.ts';
+import { storeOn } from './store.ts';
+
+export type StoreOptions = { database_url: string } | { data_dir: string };
+
+/** Opens the store and brings its schema to this program's version, or says why not and what to do. */
+export async function openStore(options: StoreOptions, log: Log): Promise<Store> {
+  return storeOn(await openEngine(options, log), log);
+}
+
+/** @returns the engine below a store, its schema migrated */
+export async function openEngine(options: StoreOptions, log: Log): Promise<Engine> {
+  const engine =
+    'database_url' in options
+      ? await openPostgres(options.database_url, log)
+      : await openPglite(options.data_dir, log);
+  try {
+    await migrate(engine, MIGRATIONS, log);
+    return engine;
+  } catch (error) {
+    await engine.close();
+    throw error;
+  }
+}

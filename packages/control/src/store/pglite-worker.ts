@@ -1,0 +1,113 @@
+import { existsSync, globSync, renameSync, rmSync } from 'node:fs';
+import { join } from 'node:path';
+import { parentPort, workerData } from 'node:worker_threads';
+import { PGlite } from '@electric-sql/pglite';
+import type { Answer, Failure, Opened, Request, WorkerOptions } from './pglite-messages.ts';
+import { PgliteSession } from './pglite-session.ts';
+
+/**
+ * The thread of the embedded store: one PGlite, which has one connection and blocks its thread while it works.
+ *
+ * Requests are served in order of arrival, one at a time. A transaction owns the connection from `begin` to `end`:
+ *
+ *     free ── begin ──▶ held(transaction) ── end, or nothing heard for 10 s ──▶ free
+ *
+ * While it is held only its own requests are served; the others wait. A holder that falls silent is rolled back, and
+ * what it sends afterwards is refused. When the process dies, what was not committed is gone.
+ */
+const IDLE_IN_TRANSACTION_MS = 10_000;
+
+const port = parentPort!;
+const waiting: Request[] = [];
+let holder: number | null = null;
+let working = false;
+let idle: NodeJS.Timeout | undefined;
+
+let session: PgliteSession;
+try {
+  session = new PgliteSession(await open((workerData as WorkerOptions).data_dir));
+  port.on('message', (request: Request) => {
+    waiting.push(request);
+    if (!working) void work();
+  });
+  port.postMessage({ opened: true } satisfies Opened);
+} catch (error) {
+  port.postMessage({ opened: false, failure: failureOf(error) } satisfies Opened);
+}
+
+/**
+ * An initialisation that is interrupted leaves a directory that cannot be opened: so it happens beside the final place,
+ * which only a whole one is renamed to. The caller holds the lock, hence leftovers are nobody's.
+ */
+async function open(data_dir: string): Promise<PGlite> {
+  const final = join(data_dir, 'store');
+  for (const leftover of globSync('store.new-*', { cwd: data_dir })) {
+    rmSync(join(data_dir, leftover), { recursive: true });
+  }
+  if (!existsSync(final)) {
+    const fresh = join(data_dir, `store.new-${process.pid}`);
+    const pglite = await PGlite.create(fresh);
+    await pglite.close();
+    renameSync(fresh, final);
+  }
+  return PGlite.create(final);
+}
+
+async function work(): Promise<void> {
+  working = true;
+  clearTimeout(idle);
+  for (let request = next(); request !== undefined; request = next()) {
+    try {
+      const rows = await serve(request);
+      port.postMessage({ id: request.id, rows } satisfies Answer);
+    } catch (error) {
+      port.postMessage({ id: request.id, failure: failureOf(error) } satisfies Answer);
+    }
+  }
+  working = false;
+  if (holder !== null) idle = setTimeout(() => void abandon(), IDLE_IN_TRANSACTION_MS);
+}
+
+/** The next request that may be served: anybody's, or only the holder's. */
+function next(): Request | undefined {
+  if (holder === null) return waiting.shift();
+  const index = waiting.findIndex((request) => 'transaction' in request && request.transaction === holder);
+  return index < 0 ? undefined : waiting.splice(index, 1)[0];
+}
+
+async function serve(request: Request): Promise<unknown[]> {
+  switch (request.do) {
+    case 'query':
+      if (request.transaction !== null) assertHeld(request.transaction);
+      return session.query(request.name, request.text, request.params);
+    case 'begin':
+      await session.query('', 'begin', []);
+      holder = request.transaction;
+      return [];
+    case 'end':
+      assertHeld(request.transaction);
+      holder = null;
+      await session.query('', request.commit ? 'commit' : 'rollback', []);
+      return [];
+    case 'close':
+      await session.close();
+      return [];
+  }
+}
+
+function assertHeld(transaction: number): void {
+  if (holder !== transaction)
+    throw new Error('The transaction was rolled back: nothing was heard of it for 10 s.');
+}
+
+async function abandon(): Promise<void> {
+  holder = null;
+  await session.query('', 'rollback', []);
+  if (!working) await work();
+}
+
+function failureOf(error: unknown): Failure {
+  const failure: Failure = { message: error instanceof Error ? error.message : String(error) };
+  if (error instanceof Error && 'code' in error && typeof error.code === 'string') failure.code = error.code;
+  return failure;
+}

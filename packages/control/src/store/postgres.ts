@@ -1,0 +1,146 @@
+import type { Log } from '@flotilla/core';
+import pg from 'pg';
+import { asStoreError } from './failure.ts';
+import { decode, type Engine, type Param, type Sql, type Statement } from './sql.ts';
+
+/**
+ * PostgreSQL >= 15 through a pool. A server that restarts costs the statements under way (`unavailable`) and nothing
+ * else: idle connections that break are logged and replaced at the next use.
+ */
+const CONNECTIONS = 10;
+const CONNECT_TIMEOUT_MS = 5_000;
+const STATEMENT_TIMEOUT_MS = 10_000;
+/** The client's own limit, for a server that has vanished without a word. */
+const ANSWER_TIMEOUT_MS = STATEMENT_TIMEOUT_MS + 2_000;
+const IDLE_IN_TRANSACTION_MS = 10_000;
+const OLDEST_VERSION = 150_000;
+
+export async function openPostgres(database_url: string, log: Log): Promise<Engine> {
+  const pool = new pg.Pool({
+    connectionString: database_url,
+    application_name: 'flotilla',
+    max: CONNECTIONS,
+    idleTimeoutMillis: 60_000,
+    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+    keepAlive: true,
+    keepAliveInitialDelayMillis: 10_000,
+    statement_timeout: STATEMENT_TIMEOUT_MS,
+    query_timeout: ANSWER_TIMEOUT_MS,
+    idle_in_transaction_session_timeout: IDLE_IN_TRANSACTION_MS,
+    types: { getTypeParser: ((oid: number) => (text: string) => decode(oid, text)) as never },
+  });
+  pool.on('error', (error) => log.warn({ err: error.message }, 'An idle connection to PostgreSQL was lost.'));
+  try {
+    await checkServer(pool, log);
+  } catch (error) {
+    await pool.end();
+    throw error;
+  }
+  return new Postgres(pool);
+}
+
+class Postgres implements Engine {
+  readonly kind = 'postgres';
+  readonly durability = 'power loss';
+  readonly #pool: pg.Pool;
+
+  constructor(pool: pg.Pool) {
+    this.#pool = pool;
+  }
+
+  query<Row>(statement: Statement | string, params: readonly Param[] = []): Promise<Row[]> {
+    return run<Row>(this.#pool, statement, params);
+  }
+
+  async transaction<T>(body: (sql: Sql) => Promise<T>): Promise<T> {
+    const client = await this.#pool.connect().catch((error: unknown) => {
+      throw asStoreError(error);
+    });
+    // While a client is out of the pool its errors are ours; the statement that met one rejects by itself.
+    const ignore = () => undefined;
+    client.on('error', ignore);
+    let broken = false;
+    try {
+      await run(client, 'begin', []);
+      const sql = new PostgresTransaction(client);
+      const result = await body(sql);
+      await run(client, 'commit', []);
+      return result;
+    } catch (error) {
+      broken = await run(client, 'rollback', []).then(
+        () => false,
+        () => true,
+      );
+      throw error;
+    } finally {
+      client.off('error', ignore);
+      client.release(broken);
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.#pool.end();
+  }
+}
+
+class PostgresTransaction implements Sql {
+  readonly #client: pg.PoolClient;
+
+  constructor(client: pg.PoolClient) {
+    this.#client = client;
+  }
+
+  query<Row>(statement: Statement | string, params: readonly Param[] = []): Promise<Row[]> {
+    return run<Row>(this.#client, statement, params);
+  }
+
+  transaction<T>(): Promise<T> {
+    return Promise.reject(new Error('A transaction is already open; use the Sql that it was given.'));
+  }
+}
+
+async function run<Row>(
+  on: pg.Pool | pg.PoolClient,
+  statement: Statement | string,
+  params: readonly Param[],
+): Promise<Row[]> {
+  const values = [...params];
+  const query = typeof statement === 'string' ? { text: statement, values } : { ...statement, values };
+  try {
+    return (await on.query(query)).rows as Row[];
+  } catch (error) {
+    throw asStoreError(error);
+  }
+}
+
+/** Refuses a server that is too old, and says where its settings break the promise that a commit survives power loss. */
+async function checkServer(pool: pg.Pool, log: Log): Promise<void> {
+  const { rows } = await pool
+    .query(
+      `select current_setting('server_version_num')::int as number, current_setting('server_version') as version,
+         current_setting('fsync') as fsync, current_setting('synchronous_commit') as synchronous_commit`,
+    )
+    .catch((error: unknown) => {
+      throw unreachable(error);
+    });
+  const server = rows[0] as { number: number; version: string; fsync: string; synchronous_commit: string };
+  if (server.number < OLDEST_VERSION) {
+    throw new Error(`PostgreSQL ${server.version} is too old: Flotilla needs version 15 or newer.`);
+  }
+  if (server.fsync === 'off' || server.synchronous_commit === 'off') {
+    log.warn(
+      { fsync: server.fsync, synchronous_commit: server.synchronous_commit },
+      'This PostgreSQL acknowledges commits before they are on disk: a power loss can lose acknowledged work. ' +
+        'Set fsync and synchronous_commit to on.',
+    );
+  }
+}
+
+function unreachable(error: unknown): Error {
+  const reason = error instanceof Error ? error.message || error.name : String(error);
+  return new Error(
+    `PostgreSQL could not be reached: ${reason}. Check DATABASE_URL and that the server accepts this user, ` +
+      'or unset DATABASE_URL to use the embedded store.',
+    { cause: error },
+  );
+}

@@ -1,0 +1,33 @@
+import type { NodeStateChange } from '@flotilla/core';
+import { encode } from './json.ts';
+import { prepared, type Sql } from './sql.ts';
+
+/**
+ * Only where the epoch still holds: a replica that lost the node cannot overwrite its successor. Revoked stays.
+ * Rows are locked in order of id, so that replicas cannot wait for each other.
+ */
+const statement = prepared(
+  'save-node-states',
+  `with change as materialized (
+     select * from jsonb_to_recordset($1::jsonb)
+       as r (id text, epoch bigint, state text, close_reason text, at bigint)),
+   locked as materialized (
+     select l.node from node_liveness l join change on change.id = l.node order by l.node for no key update of l)
+   update node_liveness l
+   set state = change.state, close_reason = change.close_reason, changed_at = change.at
+   from change join locked on locked.node = change.id
+   where l.node = change.id and l.epoch = change.epoch and l.state <> 'revoked'`,
+);
+
+export async function saveNodeStates(sql: Sql, changes: NodeStateChange[]): Promise<void> {
+  if (changes.length > 0) await sql.query(statement, [encode(lastOfEach(changes))]);
+}
+
+/** A batch may hold several changes of one node: the last one of its highest epoch counts. */
+export function lastOfEach<Change extends { id: string; epoch: number }>(changes: Change[]): Change[] {
+  const last = new Map<string, Change>();
+  for (const change of changes) {
+    if (change.epoch >= (last.get(change.id)?.epoch ?? 0)) last.set(change.id, change);
+  }
+  return [...last.values()];
+}

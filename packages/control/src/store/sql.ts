@@ -1,0 +1,54 @@
+/**
+ * The one way to the database. Both engines speak the same dialect and return the same types: `int8` is a JavaScript
+ * number (an unsafe one is an error, never a rounded count), `jsonb` is parsed, everything else is text, boolean or
+ * number.
+ */
+export interface Sql {
+  /** A bare string is parsed and planned each time: for administration and for texts that are put together. */
+  query<Row = Record<string, unknown>>(
+    statement: Statement | string,
+    params?: readonly Param[],
+  ): Promise<Row[]>;
+  /** Committed when `run` resolves, rolled back when it rejects. `run` uses only the `Sql` that it is given. */
+  transaction<T>(run: (sql: Sql) => Promise<T>): Promise<T>;
+}
+
+/** A hot statement: parsed once per connection and kept under its name. */
+export interface Statement {
+  readonly name: string;
+  readonly text: string;
+}
+
+/** Lists and records travel as JSON text, see `json.ts`. */
+export type Param = string | number | boolean | null;
+
+export interface Engine extends Sql {
+  readonly kind: 'embedded' | 'postgres';
+  readonly durability: 'process death' | 'power loss';
+  close(): Promise<void>;
+}
+
+/** The store's own clock. It stamps rows and judges the deadlines that it has stamped; no machine's clock meets it. */
+export const NOW_MS = '(extract(epoch from clock_timestamp()) * 1000)::bigint';
+
+export function prepared(name: string, text: string): Statement {
+  return { name, text };
+}
+
+const INT8 = 20;
+const NUMBERS = new Set([21, 23, 700, 701, INT8]);
+const BOOL = 16;
+const JSON_TYPES = new Set([114, 3802]);
+
+/** Reads one column of the wire's text format; given to both drivers so that they cannot differ. */
+export function decode(oid: number, text: string): unknown {
+  if (oid === BOOL) return text === 't';
+  if (JSON_TYPES.has(oid)) return JSON.parse(text);
+  if (!NUMBERS.has(oid)) return text;
+  const value = Number(text);
+  if (oid === INT8 && !Number.isSafeInteger(value)) {
+    const message = `The store returned ${text}, which is beyond the integers that JavaScript can hold.`;
+    throw Object.assign(new RangeError(message), { code: '22003' }); // numeric_value_out_of_range
+  }
+  return value;
+}

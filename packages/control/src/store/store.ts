@@ -1,0 +1,93 @@
+import type { Log, Store } from '@flotilla/core';
+import { configVersion } from './config-version.ts';
+import { acceptJobs } from './detached/accept-jobs.ts';
+import { deleteBodies, eraseBodies, loadBodies } from './detached/bodies.ts';
+import { claimJobs } from './detached/claim-jobs.ts';
+import { cancelJob, expireJobs } from './detached/end-jobs.ts';
+import { finishJobs } from './detached/finish-jobs.ts';
+import { findDetached, heldJobs, keepJobs } from './detached/held-jobs.ts';
+import { readyJobs } from './detached/ready-jobs.ts';
+import { requeueJobs } from './detached/requeue-jobs.ts';
+import { startJobs } from './detached/start-jobs.ts';
+import { endOrphans } from './end-orphans.ts';
+import { enrolNode } from './enrol-node.ts';
+import { flushSeen } from './flush-seen.ts';
+import { insertKey, loadKeys, revokeKey, updateKey } from './keys.ts';
+import { findJob, listJobs } from './list-jobs.ts';
+import { listUsage, summarizeUsage } from './list-usage.ts';
+import { deleteNode, loadNodes, revokeNode, rotateCredential, updateNode } from './nodes.ts';
+import { recordOpen } from './record-open.ts';
+import { bumpReplica, endReplica, listReplicas } from './replicas.ts';
+import { saveDescriptors } from './save-descriptors.ts';
+import { saveNodeStates } from './save-node-states.ts';
+import { settle } from './settle.ts';
+import { type Engine, prepared } from './sql.ts';
+import { sweep } from './sweep.ts';
+import { takeEpochs } from './take-epochs.ts';
+import { deleteToken, insertToken, listTokens } from './tokens.ts';
+import { touchKeys } from './touch-keys.ts';
+
+const ping = prepared('ping', 'select 1');
+
+/** The port, each operation bound to one engine. What an operation does is in the file of its name. */
+export function storeOn(sql: Engine, log: Log): Store {
+  return {
+    engine: sql.kind,
+    durability: sql.durability,
+    ping: async () => void (await sql.query(ping)),
+    close: () => sql.close(),
+
+    configVersion: () => configVersion(sql),
+    loadKeys: () => loadKeys(sql),
+    loadNodes: () => loadNodes(sql, log),
+
+    insertKey: (key) => insertKey(sql, key),
+    updateKey: (id, patch) => updateKey(sql, id, patch),
+    revokeKey: (id, at) => revokeKey(sql, id, at),
+    touchKeys: (used) => touchKeys(sql, used),
+
+    insertToken: (token) => insertToken(sql, token),
+    listTokens: (page, now) => listTokens(sql, page, now),
+    deleteToken: (id) => deleteToken(sql, id),
+    enrolNode: (enrolment) => enrolNode(sql, enrolment),
+
+    takeEpochs: (replica, nodes) => takeEpochs(sql, replica, nodes),
+    updateNode: (id, patch) => updateNode(sql, id, patch, log),
+    rotateCredential: (node, credential, old_expires_at) =>
+      rotateCredential(sql, node, credential, old_expires_at),
+    revokeNode: (id, at) => revokeNode(sql, id, at, log),
+    deleteNode: (id) => deleteNode(sql, id),
+    saveDescriptors: (changes) => saveDescriptors(sql, changes),
+    saveNodeStates: (changes) => saveNodeStates(sql, changes),
+    flushSeen: (seen) => flushSeen(sql, seen),
+
+    bumpReplica: (id) => bumpReplica(sql, id),
+    endReplica: (id) => endReplica(sql, id),
+    listReplicas: () => listReplicas(sql),
+
+    settle: (batch) => settle(sql, batch),
+    recordOpen: (batch) => recordOpen(sql, batch),
+    endOrphans: (replica, at) => endOrphans(sql, replica, at),
+    listJobs: (filter, page) => listJobs(sql, filter, page),
+    findJob: (id) => findJob(sql, id),
+
+    listUsage: (filter, page) => listUsage(sql, filter, page),
+    summarizeUsage: (filter, by) => summarizeUsage(sql, filter, by),
+    sweep: (limits, now) => sweep(sql, limits, now),
+
+    acceptJobs: (batch) => acceptJobs(sql, batch),
+    claimJobs: (request) => claimJobs(sql, request),
+    startJobs: (batch) => startJobs(sql, batch),
+    requeueJobs: (batch) => requeueJobs(sql, batch),
+    finishJobs: (batch) => finishJobs(sql, batch),
+    keepJobs: (node, epoch, replica, jobs) => keepJobs(sql, node, epoch, replica, jobs),
+    heldJobs: (node) => heldJobs(sql, node),
+    cancelJob: (id, message) => cancelJob(sql, id, message),
+    expireJobs: (limit) => expireJobs(sql, limit),
+    readyJobs: (limit) => readyJobs(sql, limit),
+    findDetached: (id) => findDetached(sql, id),
+    loadBodies: (id) => loadBodies(sql, id),
+    deleteBodies: (id) => deleteBodies(sql, id),
+    eraseBodies: (limit) => eraseBodies(sql, limit),
+  };
+}

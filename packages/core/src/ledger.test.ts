@@ -1,0 +1,55 @@
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import { holdAnyway, newLedger, release, releaseAll, reserve, resizePools } from './ledger.ts';
+
+const pool = (capacity: number, id = 'p') => ({ id, capacity, capacity_from: 'config' });
+
+describe('the slot ledger', () => {
+  it('gives no slot away twice', () => {
+    const ledger = newLedger();
+    resizePools(ledger, [pool(1)]);
+    expect(reserve(ledger, 'p', 'j', 1)).toBe(true);
+    expect(reserve(ledger, 'p', 'j', 1)).toBe(false);
+    expect(reserve(ledger, 'p', 'k', 1)).toBe(false);
+    expect(release(ledger, 'j', 1)?.reserved).toBe(0);
+    expect(release(ledger, 'j', 1)).toBeUndefined();
+  });
+
+  it('keeps the slots of a pool that shrank or vanished until they are released', () => {
+    const ledger = newLedger();
+    resizePools(ledger, [pool(2)]);
+    reserve(ledger, 'p', 'j', 1);
+    resizePools(ledger, []);
+    expect(ledger.pools.get('p')).toMatchObject({ capacity: 0, reserved: 1 });
+    expect(reserve(ledger, 'p', 'k', 1)).toBe(false);
+  });
+
+  it('never exceeds its capacity and returns to zero, whatever the order of events', () => {
+    const step = fc.tuple(fc.constantFrom('reserve', 'release', 'resize', 'hold'), fc.nat(9), fc.nat(4));
+    fc.assert(
+      fc.property(fc.array(step, { maxLength: 100 }), (steps) => {
+        const ledger = newLedger();
+        const held = new Set<number>();
+        for (const [what, job, size] of steps) {
+          const before = ledger.pools.get('p')?.reserved ?? 0;
+          if (what === 'resize') resizePools(ledger, [pool(size)]);
+          else if (what === 'release') {
+            expect(release(ledger, `j${job}`, 1) !== undefined).toBe(held.delete(job));
+          } else if (what === 'hold') {
+            holdAnyway(ledger, 'p', `j${job}`, 1);
+            held.add(job);
+          } else if (reserve(ledger, 'p', `j${job}`, 1)) {
+            expect(before).toBeLessThan(ledger.pools.get('p')!.capacity);
+            held.add(job);
+          }
+          expect(ledger.holders.size).toBe(held.size);
+          expect(ledger.pools.get('p')?.reserved ?? 0).toBe(held.size);
+        }
+        for (const job of held) release(ledger, `j${job}`, 1);
+        expect(ledger.holders.size).toBe(0);
+        releaseAll(ledger);
+        expect(ledger.pools.get('p')?.reserved ?? 0).toBe(0);
+      }),
+    );
+  });
+});

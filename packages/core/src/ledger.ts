@@ -1,0 +1,98 @@
+/**
+ * The one ledger of slots of a node, on the replica that holds its link. Reserving happens with the offer; a slot is
+ * free again on the attempt's result, its release, or the lease's end, never at the sending of a cancel: the backend
+ * is still busy then. After a reconnect it restarts from the node's own inventory.
+ */
+export interface PoolLedger {
+  readonly id: string;
+  capacity: number;
+  capacity_from: string;
+  /** What the node's own last beat counted; null: it has not said. */
+  reported: number | null;
+  readonly held: Set<string>;
+  readonly reserved: number;
+}
+
+export interface Ledger {
+  readonly pools: Map<string, PoolLedger>;
+  /** Which pool an attempt's slot is in. */
+  readonly holders: Map<string, PoolLedger>;
+}
+
+export function newLedger(): Ledger {
+  return { pools: new Map(), holders: new Map() };
+}
+
+export function slotKey(job: string, attempt: number): string {
+  return `${job}:${attempt}`;
+}
+
+/** Sets the sizes; a pool that is gone keeps its held slots until they are released. */
+export function resizePools(
+  ledger: Ledger,
+  pools: readonly { id: string; capacity: number; capacity_from: string }[],
+): void {
+  const named = new Set(pools.map((pool) => pool.id));
+  for (const pool of ledger.pools.values()) {
+    if (named.has(pool.id)) continue;
+    if (pool.held.size === 0) ledger.pools.delete(pool.id);
+    else pool.capacity = 0;
+  }
+  for (const { id, capacity, capacity_from } of pools) {
+    const pool = ledger.pools.get(id) ?? addPool(ledger, id);
+    pool.capacity = capacity;
+    pool.capacity_from = capacity_from;
+  }
+}
+
+/** Takes a slot. False, and nothing changed, where there is none or the attempt has one already. */
+export function reserve(ledger: Ledger, pool_id: string, job: string, attempt: number): boolean {
+  const pool = ledger.pools.get(pool_id);
+  const key = slotKey(job, attempt);
+  if (pool === undefined || pool.held.size >= pool.capacity || ledger.holders.has(key)) return false;
+  hold(ledger, pool, key);
+  return true;
+}
+
+/** Notes a slot that is taken whether we like it or not: an attempt the node came back with. */
+export function holdAnyway(ledger: Ledger, pool_id: string, job: string, attempt: number): void {
+  const key = slotKey(job, attempt);
+  if (!ledger.holders.has(key)) hold(ledger, ledger.pools.get(pool_id) ?? addPool(ledger, pool_id), key);
+}
+
+/** Gives a slot back. @returns the pool that has it free again, or undefined if it was not held */
+export function release(ledger: Ledger, job: string, attempt: number): PoolLedger | undefined {
+  const key = slotKey(job, attempt);
+  const pool = ledger.holders.get(key);
+  if (pool === undefined) return undefined;
+  ledger.holders.delete(key);
+  pool.held.delete(key);
+  return pool;
+}
+
+/** Forgets every slot: the lease ended, or the inventory is about to tell anew. */
+export function releaseAll(ledger: Ledger): void {
+  for (const pool of ledger.pools.values()) pool.held.clear();
+  ledger.holders.clear();
+}
+
+function addPool(ledger: Ledger, id: string): PoolLedger {
+  const held = new Set<string>();
+  const pool: PoolLedger = {
+    id,
+    capacity: 0,
+    capacity_from: 'default',
+    reported: null,
+    held,
+    get reserved() {
+      return held.size;
+    },
+  };
+  ledger.pools.set(id, pool);
+  return pool;
+}
+
+function hold(ledger: Ledger, pool: PoolLedger, key: string): void {
+  pool.held.add(key);
+  ledger.holders.set(key, pool);
+}

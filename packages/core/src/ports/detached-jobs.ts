@@ -1,0 +1,163 @@
+import type { TerminalJobState } from '@flotilla/protocol';
+import type { ResultOutcome } from '../job.ts';
+import type { JobRecord, UsageRecord } from './store.ts';
+
+/**
+ * Detached jobs: acknowledged with 202, so the store is their owner, and its rows follow the rules of `job.ts`.
+ *
+ *     queued ──claim──▶ leased ──start──▶ running ──finish──▶ succeeded | failed | timed_out | cancelled
+ *        ▲                 │                  │
+ *        └──── requeue, by its fence ─────────┘          cancel and expire end whatever is open
+ *
+ * Every transition of an attempt names its fence and is answered for each item, in the batch's order: a lost answer is
+ * repaired by saying the same again. Deadlines, back-off and retention are told as durations and judged by the store's
+ * own clock, so replicas' clocks meet nowhere.
+ */
+export interface DetachedJobs {
+  /** A promise that resolves is the 202's: the job is committed. */
+  acceptJobs(batch: DetachedJob[]): Promise<Acceptance[]>;
+  /** Leases ready jobs to nodes, the smallest order keys first; committed before an offer may leave. */
+  claimJobs(request: ClaimRequest): Promise<ClaimedJob[]>;
+  startJobs(batch: JobFence[]): Promise<ResultOutcome[]>;
+  /** Back to the queue, with the story of the attempt that ended. */
+  requeueJobs(batch: Requeue[]): Promise<ResultOutcome[]>;
+  finishJobs(batch: Finish[]): Promise<ResultOutcome[]>;
+  /** A node is back and keeps these attempts: its new epoch becomes theirs. @returns those that are still its own */
+  keepJobs(
+    node: string,
+    epoch: number,
+    replica: string,
+    jobs: { id: string; attempt: number }[],
+  ): Promise<HeldJob[]>;
+  /** What a node holds by the store's account. */
+  heldJobs(node: string): Promise<HeldJob[]>;
+  cancelJob(id: string, message: string): Promise<Cancellation>;
+  /** Ends what has passed its queue or run deadline. Any replica may call it at any time. */
+  expireJobs(limit: number): Promise<EndedJob[]>;
+  /** Jobs whose back-off is over become ready. @returns their lanes, to wake those who serve them */
+  readyJobs(limit: number): Promise<string[]>;
+  findDetached(id: string): Promise<DetachedState | undefined>;
+  loadBodies(id: string): Promise<JobBodies | undefined>;
+  /** At once, whatever its retention. */
+  deleteBodies(id: string): Promise<boolean>;
+  /** Bodies and results whose retention is over. @returns how many jobs' */
+  eraseBodies(limit: number): Promise<number>;
+}
+
+export interface DetachedJob {
+  id: string;
+  kind: JobRecord['kind'];
+  /** The replica that accepted it. */
+  replica: string;
+  key: string | null;
+  model: string;
+  operation: string;
+  request_id: string;
+  /** Jobs that the same nodes can serve. */
+  lane: string;
+  order_key: number;
+  priority: number;
+  metadata: Record<string, unknown>;
+  /** What the client asked for, as sent. Secrets in it are sealed. */
+  request: string;
+  retention_ms: number;
+  on_node_loss: 'requeue' | 'wait_for_origin' | 'fail';
+  max_attempts: number;
+  queue_timeout_ms: number;
+  run_timeout_ms: number | null;
+  idempotency: { key: string; body_hash: string } | null;
+  created_at: number;
+}
+/** `existing`: the same idempotency key came with the same body before; `conflict`: with another one. */
+export type Acceptance = { accepted: string } | { existing: string } | { conflict: string };
+
+export interface ClaimRequest {
+  replica: string;
+  /** Free slots. Lanes that share a pool's slots go into one request, whose `limit` is the pool's free slots. */
+  lanes: { lane: string; node: string; epoch: number; free: number }[];
+  limit: number;
+}
+export interface JobFence {
+  id: string;
+  attempt: number;
+  node: string;
+  epoch: number;
+}
+export interface ClaimedJob extends JobFence {
+  kind: JobRecord['kind'];
+  lane: string;
+  key: string | null;
+  model: string;
+  operation: string;
+  request_id: string;
+  order_key: number;
+  failures: number;
+  max_attempts: number;
+  on_node_loss: DetachedJob['on_node_loss'];
+  run_timeout_ms: number | null;
+  /** Null once erased. */
+  request: string | null;
+}
+
+interface Story {
+  backend: string | null;
+  /** `succeeded`, or why the attempt ended. */
+  outcome: string;
+  code: string | null;
+  message: string | null;
+}
+export interface Requeue extends JobFence, Story {
+  /** Back-off; 0: ready at once. */
+  delay_ms: number;
+  /** Whether it counts against `max_attempts`. */
+  counts: boolean;
+  /** Of the node's result, if it sent one: the same again is a duplicate. */
+  digest: string | null;
+}
+export interface Finish extends JobFence, Story {
+  state: TerminalJobState;
+  digest: string;
+  error_code: string | null;
+  error_message: string | null;
+  result: string | null;
+  usage: UsageRecord | null;
+}
+
+export interface HeldJob extends JobFence {
+  state: 'leased' | 'running';
+  on_node_loss: DetachedJob['on_node_loss'];
+  failures: number;
+  max_attempts: number;
+}
+export interface EndedJob {
+  id: string;
+  state: TerminalJobState;
+  error_code: string;
+  /** The attempt to tell its node to stop; null: none was under way. */
+  fence: JobFence | null;
+}
+export type Cancellation = { cancelled: EndedJob } | { refused: 'unknown' | 'ended' };
+
+export interface DetachedState {
+  id: string;
+  state: JobRecord['state'];
+  lane: string;
+  order_key: number;
+  priority: number;
+  metadata: Record<string, unknown>;
+  attempt: number;
+  failures: number;
+  max_attempts: number;
+  node: string | null;
+  epoch: number | null;
+  started_at: number | null;
+  /** By the store's clock; null: ready, or not waiting. */
+  not_before: number | null;
+  deadline_at: number | null;
+}
+export interface JobBodies {
+  request: string | null;
+  result: string | null;
+  /** By the store's clock; null: the job is still open. */
+  erase_at: number | null;
+}

@@ -1,0 +1,288 @@
+import { type Clock, LeasesDigest, type Outbox, type Timer } from '@flotilla/core';
+import type { InventoryItem, NodeMessage, Verdict } from '@flotilla/protocol';
+import type { Agent } from 'undici';
+import type { AttemptLoad } from '../threads.ts';
+import { Attempt, type AttemptHost, type Offer } from './attempt.ts';
+import type { Backends } from './backends.ts';
+import type { Deadlines } from './deadlines.ts';
+import type { RelayDone } from './relay.ts';
+import type { Slots } from './slots.ts';
+
+/**
+ * Every attempt this node holds, until the control plane needs it no more: the inventory of a registration, the digest
+ * of a beat, the answer to whatever arrives twice. An attempt enters with its offer and leaves with `result.ack`, with
+ * `job.released` said on a link that stands, or at the fence, with everything else.
+ *
+ * A link comes (`joined`) and goes (`left`); attempts are on a stream of it from the verdict `keep`, or their offer, on.
+ */
+export interface AttemptsTools {
+  agent: Agent;
+  clock: Clock;
+  deadlines: Deadlines;
+  backends: Backends;
+  slots: Slots;
+  /** An attempt entered, started or ended. */
+  changed: () => void;
+  ended: (attempt: Attempt, done: RelayDone) => void;
+  /** Stopped without a result: cancelled, abandoned, fenced or without a link for too long. */
+  dropped: (attempt: Attempt) => void;
+}
+
+/** What is kept unacknowledged at once; a control plane that acknowledges nothing gets no more done. */
+const ATTEMPTS_MAX = 4096;
+/** Bodies are held whole to be asked twice; the control plane's own limit is 16 MiB. */
+const BODY_MAX_BYTES = 128 * 1024 * 1024;
+/** How long after a `wait` the node asks again. */
+const ASK_AGAIN_MS = 500;
+
+export class Attempts {
+  readonly #tools: AttemptsTools;
+  readonly #host: AttemptHost;
+  readonly #attempts = new Map<string, Attempt>();
+  readonly #by_stream = new Map<number, Attempt>();
+  readonly #digest = new LeasesDigest();
+  #outbox: Outbox | null = null;
+  #unanswered: Attempt[] = [];
+  #ask_again: Timer | null = null;
+  draining = false;
+
+  constructor(tools: AttemptsTools) {
+    this.#tools = tools;
+    this.#host = {
+      agent: tools.agent,
+      clock: tools.clock,
+      deadlines: tools.deadlines,
+      say: (message) => this.say(message),
+      mention: (message) => this.#outbox?.sendPatiently(JSON.stringify(message)),
+      idle: (attempt) => {
+        tools.slots.release(attempt.backend.pool);
+        tools.changed();
+      },
+      ended: tools.ended,
+    };
+  }
+
+  get size(): number {
+    return this.#attempts.size;
+  }
+
+  /** Attempts that still do, or hold, something for somebody. */
+  get live(): number {
+    let live = 0;
+    for (const attempt of this.#attempts.values()) if (attempt.state !== 'released') live++;
+    return live;
+  }
+
+  get digest(): string {
+    return this.#digest.value;
+  }
+
+  inventory(): InventoryItem[] {
+    return Array.from(this.#attempts.values(), (attempt) => attempt.inventoryItem());
+  }
+
+  load(): AttemptLoad[] {
+    const now_ms = this.#tools.clock.now_ms();
+    return Array.from(this.#attempts.values(), ({ offer, state, accepted_at }) => ({
+      job: offer.job,
+      attempt: offer.attempt,
+      backend: offer.backend,
+      model: offer.model,
+      state,
+      age_ms: Math.round(now_ms - accepted_at),
+    }));
+  }
+
+  say(message: NodeMessage): void {
+    this.#outbox?.sendText(JSON.stringify(message));
+  }
+
+  // ── The link ──
+
+  /** A link stands and has answered the inventory. */
+  joined(outbox: Outbox, verdicts: readonly Verdict[]): void {
+    this.#outbox = outbox;
+    this.applyVerdicts(verdicts);
+    const judged = new Set(verdicts.map((verdict) => keyOf(verdict.job, verdict.attempt)));
+    for (const key of this.#attempts.keys()) if (!judged.has(key)) this.#askAgainSoon();
+  }
+
+  left(): void {
+    this.#outbox = null;
+    this.#by_stream.clear();
+    this.#unanswered = [];
+    this.#ask_again?.cancel();
+    this.#ask_again = null;
+    for (const attempt of this.#attempts.values()) attempt.stream = null;
+  }
+
+  applyVerdicts(verdicts: readonly Verdict[]): void {
+    for (const verdict of verdicts) {
+      const attempt = this.#attempts.get(keyOf(verdict.job, verdict.attempt));
+      if (verdict.verdict === 'wait') this.#askAgainSoon();
+      else if (attempt === undefined) this.#sayUnknown(verdict.job, verdict.attempt);
+      else if (verdict.verdict === 'abandon' || !this.#keep(attempt, verdict)) this.#releaseAndTell(attempt);
+    }
+  }
+
+  /** @returns false when it cannot go on from there */
+  #keep(attempt: Attempt, verdict: Verdict): boolean {
+    const { stream } = verdict;
+    if (attempt.state === 'released' || stream === undefined || this.#outbox === null) return false;
+    if (attempt.result_alone) {
+      attempt.answer();
+      return true;
+    }
+    // The same verdict again: output is under way and must not go back.
+    if (attempt.stream === stream) return true;
+    if (attempt.stream !== null) this.#leaveStream(attempt);
+    const from = {
+      acked_offset: verdict.acked_offset ?? 0,
+      head_received: verdict.head_received ?? false,
+    };
+    if (!this.#outbox.attach(stream, attempt.out, from)) return false;
+    attempt.stream = stream;
+    this.#by_stream.set(stream, attempt);
+    return true;
+  }
+
+  #askAgainSoon(): void {
+    if (this.#ask_again !== null || this.#outbox === null) return;
+    this.#ask_again = this.#tools.clock.after(ASK_AGAIN_MS, () => {
+      this.#ask_again = null;
+      this.say({ type: 'inventory.sync', inventory: this.inventory() });
+    });
+  }
+
+  // ── Messages ──
+
+  offered(offer: Offer): void {
+    const outbox = this.#outbox;
+    if (outbox === null) return;
+    const known = this.#attempts.get(keyOf(offer.job, offer.attempt));
+    if (known !== undefined) {
+      if (known.state === 'released') this.#releaseAndTell(known);
+      else known.answer();
+      return;
+    }
+    const backend = this.#tools.backends.get(offer.backend);
+    const refused = this.#whyNot(offer, backend === undefined);
+    if (refused !== undefined || backend === undefined || !this.#tools.slots.take(backend.pool)) {
+      const reason = refused ?? 'no_slot';
+      this.say({ type: 'job.rejected', job: offer.job, attempt: offer.attempt, reason });
+      return;
+    }
+    const attempt = new Attempt(offer, backend, this.#host);
+    this.#attempts.set(keyOf(offer.job, offer.attempt), attempt);
+    this.#digest.add(offer.job, offer.attempt);
+    this.#by_stream.set(offer.stream, attempt);
+    outbox.attach(offer.stream, attempt.out, { acked_offset: 0, head_received: false });
+    // A small body comes in the same read as its offer: then `job.started` is answer enough.
+    if (this.#unanswered.push(attempt) === 1) process.nextTick(() => this.#acceptUnanswered());
+    this.#tools.changed();
+  }
+
+  #whyNot(offer: Offer, unknown_backend: boolean): string | undefined {
+    if (this.draining) return 'draining';
+    if (offer.kind !== 'inference') return 'unsupported_kind';
+    if (unknown_backend) return 'unknown_backend';
+    if (offer.body_length > BODY_MAX_BYTES) return 'body_too_large';
+    return this.#attempts.size >= ATTEMPTS_MAX ? 'no_slot' : undefined;
+  }
+
+  #acceptUnanswered(): void {
+    const waiting = this.#unanswered;
+    this.#unanswered = [];
+    for (const attempt of waiting) if (!attempt.answered) attempt.answer();
+  }
+
+  bodyFrame(stream: number, offset: number, payload: Uint8Array): Attempt | undefined {
+    const attempt = this.#by_stream.get(stream);
+    if (attempt === undefined) return undefined;
+    if (attempt.takeBody(offset, payload)) return attempt;
+    attempt.refuse('The request body did not arrive as it was offered.');
+    return undefined;
+  }
+
+  bodyEnd(stream: number, length: number, complete: boolean): void {
+    const attempt = this.#by_stream.get(stream);
+    if (attempt === undefined || attempt.endBody(length, complete)) return;
+    // Its sender gave up in the middle, or counted otherwise than the offer.
+    if (complete) attempt.refuse('The request body is not as long as was offered.');
+    else this.#releaseAndTell(attempt);
+  }
+
+  /** `job.cancel` and `job.abandon`: what has ended is answered by its result, what is unknown by a release. */
+  cancelled(job: string, number: number): void {
+    const attempt = this.#attempts.get(keyOf(job, number));
+    if (attempt === undefined) this.#sayUnknown(job, number);
+    else if (attempt.state === 'finished') {
+      this.#leaveStream(attempt);
+      attempt.sayResult();
+    } else this.#releaseAndTell(attempt);
+  }
+
+  resultAcknowledged(job: string, number: number): void {
+    const attempt = this.#attempts.get(keyOf(job, number));
+    if (attempt === undefined) return;
+    // Only a result can be acknowledged; for what still runs the control plane wants no result any more.
+    if (attempt.state === 'finished') this.#forget(attempt);
+    else this.#releaseAndTell(attempt);
+  }
+
+  // ── Endings ──
+
+  /** Stops everything at once and forgets it, results too: another node may have it by now. */
+  fence(): number {
+    const held = this.#attempts.size;
+    for (const attempt of this.#attempts.values()) {
+      this.#release(attempt);
+      this.#forget(attempt);
+    }
+    return held;
+  }
+
+  /** Stops everything at once; the control plane is told now or with the next inventory. */
+  releaseAll(): void {
+    for (const attempt of this.#attempts.values()) this.#releaseAndTell(attempt);
+  }
+
+  #releaseAndTell(attempt: Attempt): void {
+    this.#release(attempt);
+    if (this.#outbox === null) return;
+    attempt.sayReleased();
+    this.#forget(attempt);
+  }
+
+  #release(attempt: Attempt): void {
+    if (attempt.state === 'released') return;
+    this.#leaveStream(attempt);
+    if (attempt.state === 'running') this.#tools.dropped(attempt);
+    attempt.release();
+    this.#tools.changed();
+  }
+
+  #forget(attempt: Attempt): void {
+    this.#leaveStream(attempt);
+    attempt.out.discard();
+    const { job, attempt: number } = attempt.offer;
+    if (!this.#attempts.delete(keyOf(job, number))) return;
+    this.#digest.remove(job, number);
+    this.#tools.changed();
+  }
+
+  #leaveStream(attempt: Attempt): void {
+    if (attempt.stream === null) return;
+    this.#by_stream.delete(attempt.stream);
+    this.#outbox?.detach(attempt.stream);
+    attempt.stream = null;
+  }
+
+  #sayUnknown(job: string, attempt: number): void {
+    this.say({ type: 'job.released', job, attempt, started: false });
+  }
+}
+
+function keyOf(job: string, attempt: number): string {
+  return `${attempt} ${job}`;
+}

@@ -1,0 +1,49 @@
+import { timings } from '@flotilla/core';
+import { expect, test } from 'vitest';
+import { ManualClock } from '@flotilla/core/testing';
+import { Guard } from './guard.ts';
+import { fenceIn, NO_LEASE, renewLease } from './lease.ts';
+import { openLeaseClock } from './lease-clock.ts';
+
+test.each([
+  ['hundredths', 1234.56, 0.02],
+  ['whole seconds', 1234, 1],
+])('lease time counts sleep, with uptime in %s', (_unit, start_s, rounding_s) => {
+  let steady = 500;
+  let uptime = start_s;
+  const clock = openLeaseClock(
+    () => steady,
+    () => uptime,
+  );
+  steady += 3000;
+  uptime += 3 + rounding_s / 2;
+  expect(clock()).toBe(3000);
+  // Ten minutes of sleep that the steady clock did not see.
+  uptime += 600;
+  expect(clock()).toBeGreaterThan(600_000);
+  expect(clock()).toBeLessThanOrEqual(603_000);
+});
+
+test('the lease runs from the newest acknowledged beat, by when it was sent', () => {
+  const t = timings(5000);
+  expect(fenceIn(NO_LEASE, 0)).toBe(Number.POSITIVE_INFINITY);
+  const held = renewLease(renewLease(NO_LEASE, 1000, t), 500, t);
+  expect(fenceIn(held, 1000)).toBe(t.fence_ms);
+});
+
+test('after a sleep the next check fences at once, though no timer has run', () => {
+  const clock = new ManualClock();
+  let slept_ms = 0;
+  let fences = 0;
+  const guard = new Guard(clock, () => clock.now_ms() + slept_ms, {
+    fence: () => fences++,
+    dropAttached: () => undefined,
+  });
+  guard.renew(0, timings(5000));
+  guard.check();
+  expect(fences).toBe(0);
+  slept_ms = 14_000;
+  guard.check();
+  guard.check();
+  expect(fences).toBe(1);
+});

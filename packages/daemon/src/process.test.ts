@@ -1,0 +1,70 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { expect, onTestFinished, test } from 'vitest';
+import { runDaemon } from './run-daemon.ts';
+import type { StatePaths } from './state-dir.ts';
+import { enrolledDir } from './testing/enrolled-dir.ts';
+import { recordedLog } from './testing/recorded-log.ts';
+import { until } from './testing/until.ts';
+
+const STAND_IN = new URL('./testing/stand-in-link.ts', import.meta.url);
+
+async function start(
+  environment: NodeJS.ProcessEnv = {},
+): Promise<{ paths: StatePaths; child: ChildProcess; output: () => string }> {
+  const paths = await enrolledDir('http://127.0.0.1:1');
+  const script = `
+    const { runDaemon } = await import(${JSON.stringify(join(import.meta.dirname, 'run-daemon.ts'))});
+    process.exitCode = await runDaemon({
+      state_dir: ${JSON.stringify(paths.dir)}, flags: { status_port: 0 }, find_ports: [], link_script: new URL(${JSON.stringify(STAND_IN.href)}),
+    });`;
+  const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
+    stdio: ['ignore', 'ignore', 'pipe'],
+    env: { ...process.env, ...environment },
+  });
+  onTestFinished(() => void child.kill('SIGKILL'));
+  let output = '';
+  child.stderr!.setEncoding('utf8').on('data', (chunk: string) => (output += chunk));
+  await until(async () =>
+    expect(JSON.parse(await readFile(paths.heartbeat, 'utf8'))).toMatchObject({ status: 'running' }),
+  );
+  return { paths, child, output: () => output };
+}
+
+test('SIGTERM drains, the second one ends it at once; its log is JSON and holds no credential', async () => {
+  const { child, output, paths } = await start({ FLOTILLA_LOG_LEVEL: 'debug' });
+  child.kill('SIGTERM');
+  await until(async () =>
+    expect(JSON.parse(await readFile(paths.heartbeat, 'utf8'))).toMatchObject({ status: 'stopping' }),
+  );
+  child.kill('SIGTERM');
+  expect(await once(child, 'exit')).toEqual([1, null]);
+  const lines = output()
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line) as Record<string, unknown>);
+  expect(lines.some(({ msg }) => String(msg).startsWith('Stopping'))).toBe(true);
+  expect(output()).not.toContain('fln_secret');
+});
+
+test('after kill -9 the next one starts at once on the same directory', async () => {
+  const { child, paths } = await start();
+  child.kill('SIGKILL');
+  await once(child, 'exit');
+  expect(JSON.parse(await readFile(paths.heartbeat, 'utf8'))).toMatchObject({ status: 'running' });
+  const stop = new AbortController();
+  const ended = runDaemon({
+    state_dir: paths.dir,
+    flags: { status_port: 0 },
+    environment: {},
+    log: recordedLog(),
+    handle_signals: false,
+    signal: stop.signal,
+    link_script: STAND_IN,
+    find_ports: [],
+    on_event: ({ type }) => type === 'backends' && stop.abort(),
+  });
+  expect(await ended).toBe(0);
+});

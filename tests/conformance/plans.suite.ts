@@ -1,0 +1,162 @@
+import { beforeAll, describe, expect, test } from 'vitest';
+import type { Engine, Sql } from '../../packages/control/src/store/sql.ts';
+import { storeOn } from '../../packages/control/src/store/store.ts';
+import { quiet } from '../support/store.ts';
+import { aDetachedJob, aFinish, aRequeue } from './detached-rows.ts';
+import { aJob, aSettlement, T0 } from './rows.ts';
+import type { Subject } from './store.suite.ts';
+
+interface Plan {
+  'Node Type': string;
+  'Relation Name'?: string;
+  'Index Name'?: string;
+  'Index Cond'?: string;
+  Plans?: Plan[];
+}
+
+/**
+ * Tables that grow with use: a statement that reads one from end to end is a fault. The nodes' tables grow with the
+ * fleet only, and what writes to hundreds of nodes at once may well read all of a few thousand narrow rows.
+ */
+const GROWING = ['jobs', 'attempts', 'usage', 'job_bodies'];
+
+export function plansSuite(subject: Subject): void {
+  const fence = { id: 'job_100', attempt: 1, node: 'node_1', epoch: 1 };
+  const page = { limit: 50 };
+  const day = { since: T0, until: T0 + 5_000 };
+
+  /** Runs an operation against an engine that only explains, and returns what its plans use and read whole. */
+  async function planOf(operation: (store: Subject['store']) => Promise<unknown>) {
+    const plans: Plan[] = [];
+    const explain: Sql = {
+      async query<Row>(statement: Parameters<Sql['query']>[0], params = []) {
+        const text = typeof statement === 'string' ? statement : statement.text;
+        const rows = await subject.sql.query<{ 'QUERY PLAN': { Plan: Plan }[] }>(
+          `explain (format json) ${text}`,
+          params,
+        );
+        plans.push(...rows.flatMap((row) => row['QUERY PLAN'].map(({ Plan }) => Plan)));
+        return [] as Row[];
+      },
+      transaction: (run) => run(explain),
+    };
+    await operation(storeOn({ ...explain, kind: 'embedded' } as Engine, quiet)).catch((error: unknown) => {
+      if (plans.length === 0) throw error; // an operation may miss the rows that only a real answer has
+    });
+    const nodes = plans.flatMap(flatten);
+    return {
+      nodes,
+      indexes: nodes.flatMap((node) => node['Index Name'] ?? []),
+      scanned: nodes
+        .filter((node) => node['Node Type'] === 'Seq Scan' && GROWING.includes(node['Relation Name'] ?? ''))
+        .map((node) => node['Relation Name']),
+    };
+  }
+
+  describe('plans', () => {
+    beforeAll(async () => {
+      for (const statement of SEED) await subject.sql.query(statement);
+    }, 60_000);
+
+    const cases: [string, string, (store: Subject['store']) => Promise<unknown>][] = [
+      ['find-job', 'jobs_pkey', (s) => s.findJob('job_100')],
+      ['find-job, its attempts', 'attempts_pkey', (s) => s.findJob('job_100')],
+      ['end-orphans', 'jobs_attached_open', (s) => s.endOrphans('rep_b', 1)],
+      ['jobs, newest', 'jobs_pkey', (s) => s.listJobs({}, page)],
+      ['jobs, a further page', 'jobs_pkey', (s) => s.listJobs({}, { limit: 50, after: 'job_500' })],
+      ['jobs of a key', 'jobs_by_key', (s) => s.listJobs({ key: 'key_7' }, page)],
+      ['jobs of a model', 'jobs_by_model', (s) => s.listJobs({ model: 'model-7' }, page)],
+      ['jobs that failed', 'jobs_by_state', (s) => s.listJobs({ state: 'failed' }, page)],
+      ['usage, newest', 'usage_by_time', (s) => s.listUsage({}, page)],
+      ['usage of a key', 'usage_by_key', (s) => s.listUsage({ key: 'key_7' }, page)],
+      ['usage of a model', 'usage_by_model', (s) => s.listUsage({ model: 'model-7' }, page)],
+      ['usage of a node', 'usage_by_node', (s) => s.listUsage({ node: 'node_7' }, page)],
+      ['usage of a time', 'usage_by_time', (s) => s.listUsage(day, { limit: 50, after: 'job_500' })],
+      ['usage of a time, summed', 'usage_by_time', (s) => s.summarizeUsage(day, 'model')],
+      ['sweep of jobs', 'jobs_pkey', (s) => s.sweep({ jobs_ms: 0, usage_ms: 0, batch: 10 }, T0)],
+      ['sweep of usage', 'usage_by_time', (s) => s.sweep({ jobs_ms: 0, usage_ms: 0, batch: 10 }, T0)],
+      [
+        'sweep of credentials',
+        'node_credentials_by_end',
+        (s) => s.sweep({ jobs_ms: 0, usage_ms: 0, batch: 10 }, T0),
+      ],
+      [
+        'claim-jobs',
+        'jobs_ready',
+        (s) =>
+          s.claimJobs({
+            replica: 'rep_a',
+            lanes: [{ lane: 'lane_1', node: 'node_1', epoch: 1, free: 4 }],
+            limit: 4,
+          }),
+      ],
+      ['start-jobs', 'jobs_pkey', (s) => s.startJobs([fence])],
+      ['requeue-jobs', 'jobs_pkey', (s) => s.requeueJobs([aRequeue(fence)])],
+      ['finish-jobs', 'jobs_pkey', (s) => s.finishJobs([aFinish(fence)])],
+      ['expire-jobs', 'jobs_deadline', (s) => s.expireJobs(100)],
+      ['ready-jobs', 'jobs_back_off', (s) => s.readyJobs(100)],
+      ['held-jobs', 'jobs_by_node', (s) => s.heldJobs('node_1')],
+      ['keep-jobs', 'jobs_pkey', (s) => s.keepJobs('node_1', 2, 'rep_a', [{ id: 'job_100', attempt: 1 }])],
+      ['cancel-job', 'jobs_pkey', (s) => s.cancelJob('job_100', 'x')],
+      ['erase-bodies', 'job_bodies_by_end', (s) => s.eraseBodies(100)],
+      ['accept-jobs, the look for a replay', 'jobs_idempotency', (s) => s.acceptJobs([aDetachedJob()])],
+    ];
+    test.each(cases)('%s uses %s and reads no growing table whole', async (_name, index, operation) => {
+      const { indexes, scanned } = await planOf(operation);
+      expect(indexes).toContain(index);
+      expect(scanned).toEqual([]);
+    });
+
+    test('a claim reads the heads of its lanes in the order of the index, and sorts no lane', async () => {
+      const lanes = [{ lane: 'lane_1', node: 'node_1', epoch: 1, free: 4 }];
+      const { nodes } = await planOf((s) => s.claimJobs({ replica: 'rep_a', lanes, limit: 4 }));
+      const limits = nodes.filter((node) => node['Node Type'] === 'Limit').map(flatten);
+      const heads = limits.find((plan) => plan.at(-1)?.['Index Name'] === 'jobs_ready');
+      expect(heads?.map((node) => node['Node Type'])).toEqual(['Limit', 'LockRows', 'Index Scan']);
+      expect(heads?.at(-1)?.['Index Cond']).toContain('lane =');
+    });
+
+    test('settle and record-open read no growing table', async () => {
+      expect((await planOf((s) => s.settle([aSettlement()]))).scanned).toEqual([]);
+      expect((await planOf((s) => s.recordOpen([aJob()]))).scanned).toEqual([]);
+    });
+  });
+}
+
+function flatten(plan: Plan): Plan[] {
+  return [plan, ...(plan.Plans ?? []).flatMap(flatten)];
+}
+
+/** Enough of everything for the planner to want its indexes, and ANALYZE so that it knows. */
+const SEED = [
+  `insert into jobs (id, kind, attached, state, replica, key, model, operation, request_id, order_key,
+     created_at, finished_at)
+   select 'job_' || n, 'inference', true,
+     case when n % 200 = 0 then 'failed' when n % 5000 = 1 then 'running' else 'succeeded' end, 'rep_a',
+     'key_' || n % 50, 'model-' || n % 50, 'chat', 'req_' || n, n, ${T0} + n,
+     case when n % 5000 = 1 then null else ${T0} + n end
+   from generate_series(1, 20000) n on conflict do nothing`,
+  `insert into jobs (id, kind, attached, state, replica, key, model, operation, request_id, order_key, lane,
+     created_at, attempt, node, epoch, deadline_at, not_before, idempotency_key)
+   select 'job_d' || n, 'inference', false, (array['queued', 'leased', 'running', 'succeeded'])[n % 4 + 1], 'rep_a',
+     'key_' || n % 50, 'model-' || n % 50, 'chat', 'req_' || n, n, 'lane_' || n % 20, ${T0} + n, 1,
+     case when n % 4 in (1, 2) then 'node_' || n % 400 end, 1, 4102444800000 + n,
+     case when n % 8 = 0 then 4102444800000 + n end, case when n % 3 = 0 then 'idem' || n end
+   from generate_series(1, 6000) n on conflict do nothing`,
+  `insert into job_bodies (job, request, retention_ms, erase_at)
+   select 'job_d' || n, repeat(md5(n::text), 40), 1, 4102444800000 + n from generate_series(1, 6000) n on conflict do nothing`,
+  `insert into attempts (job, attempt, node, epoch, outcome, offered_at)
+   select 'job_' || n, 1, 'node_' || n % 50, 1, 'succeeded', n from generate_series(1, 20000) n on conflict do nothing`,
+  `insert into usage (job, request_id, key, model, operation, node, outcome, status, attempts, prompt_tokens,
+     completion_tokens, cached_tokens, estimated, queue_ms, total_ms, created_at)
+   select 'job_' || n, 'req_' || n, 'key_' || n % 50, 'model-' || n % 50, 'chat', 'node_' || n % 50, 'succeeded', 200,
+     1, 1, 1, 0, false, 1, 1, ${T0} + n * 1000 from generate_series(1, 20000) n on conflict do nothing`,
+  `insert into nodes (id, name, labels, allowed_models, created_at)
+   select 'node_' || n, 'seed-' || n, '{}', '[]', 1 from generate_series(1, 5000) n on conflict do nothing`,
+  `insert into node_liveness (node, state, epoch)
+   select 'node_' || n, 'offline', 1 from generate_series(1, 5000) n on conflict do nothing`,
+  `insert into node_credentials (id, node, hash, created_at, expires_at)
+   select 'cred_' || n, 'node_' || n, 'hash_' || n, 1, case when n % 10 = 0 then 4102444800000 + n end
+   from generate_series(1, 5000) n on conflict do nothing`,
+  'analyze',
+];

@@ -1,0 +1,88 @@
+import { describe, expect, onTestFinished, test } from 'vitest';
+import { openEngine, openStore } from '../../packages/control/src/store/open.ts';
+import { postgresPlace, quiet, testServer } from '../support/store.ts';
+import { aSettlement, enrolNodes } from './rows.ts';
+
+/** What only PostgreSQL can be asked: several replicas, and a server that goes away. */
+describe.skipIf(testServer === undefined)(
+  'the store on PostgreSQL, with replicas and a server that fails',
+  () => {
+    async function emptyDatabase() {
+      const place = await postgresPlace(testServer!);
+      onTestFinished(place.drop);
+      return place.options;
+    }
+
+    test('replicas that migrate at the same time take turns, and each finds the schema whole', async () => {
+      const options = await emptyDatabase();
+      const stores = await Promise.all(Array.from({ length: 6 }, () => openStore(options, quiet)));
+      for (const store of stores) expect(await store.configVersion()).toBe(1);
+      await Promise.all(stores.map((store) => store.close()));
+    });
+
+    test('connections that the server drops cost the statements under way, and no later one', async () => {
+      const options = await emptyDatabase();
+      const warned: string[] = [];
+      const engine = await openEngine(options, {
+        ...quiet,
+        warn: (_fields, message) => void warned.push(message),
+      });
+      await Promise.all([1, 2, 3].map(() => engine.query('select pg_sleep(0.01)')));
+      const underWay = engine.query('select pg_sleep(5)').catch((error: unknown) => error);
+      const other = await openEngine(options, quiet);
+      await expect
+        .poll(() =>
+          other.query(`select count(*) as count from pg_stat_activity where query = 'select pg_sleep(5)'`),
+        )
+        .toEqual([{ count: 1 }]);
+      await other.query(
+        `select pg_terminate_backend(pid) from pg_stat_activity
+       where datname = current_database() and pid <> pg_backend_pid()`,
+      );
+      expect(await underWay).toMatchObject({ code: 'unavailable' });
+      await expect.poll(() => warned).toEqual(Array(2).fill('An idle connection to PostgreSQL was lost.'));
+      expect(await engine.query('select 1 as one')).toEqual([{ one: 1 }]);
+      await Promise.all([engine.close(), other.close()]);
+    });
+
+    test('a transaction whose connection dies is unavailable, undone, and its connection is not used again', async () => {
+      const engine = await openEngine(await emptyDatabase(), quiet);
+      await engine.query('create table scratch (n int)');
+      const dying = engine.transaction(async (tx) => {
+        await tx.query('insert into scratch values (1)');
+        const [row] = await tx.query<{ pid: number }>('select pg_backend_pid() as pid');
+        await engine.query('select pg_terminate_backend($1)', [row!.pid]);
+        await tx.query('insert into scratch values (2)');
+      });
+      await expect(dying).rejects.toMatchObject({ code: 'unavailable' });
+      expect(await engine.query('select n from scratch')).toEqual([]);
+      await engine.close();
+    });
+
+    test('two replicas that write about the same rows in opposite orders never deadlock', async () => {
+      const options = await emptyDatabase();
+      const [a, b] = [await openStore(options, quiet), await openStore(options, quiet)];
+      const nodes = await enrolNodes(a, 40);
+      const backwards = <T>(rows: T[]) => [...rows].reverse();
+      for (let round = 1; round <= 15; round++) {
+        const seen = nodes.map((id) => ({ id, at: round }));
+        const settlements = Array.from({ length: 40 }, () => aSettlement());
+        await Promise.all([
+          a.flushSeen(seen),
+          b.flushSeen(backwards(seen)),
+          a.takeEpochs('rep_a', nodes),
+          b.takeEpochs('rep_b', backwards(nodes)),
+          a.settle(settlements),
+          b.settle(backwards(settlements)),
+        ]);
+      }
+      expect((await a.takeEpochs('rep_a', nodes)).get(nodes[0]!)).toBe(31);
+      await Promise.all([a.close(), b.close()]);
+    });
+
+    test('a server that is not there is told with what to do', async () => {
+      const nowhere = { database_url: 'postgres://flotilla@127.0.0.1:9/none' };
+      await expect(openStore(nowhere, quiet)).rejects.toThrow(/could not be reached.*Check DATABASE_URL/);
+    });
+  },
+);

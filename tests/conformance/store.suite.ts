@@ -1,0 +1,53 @@
+import type { Log, Store } from '@flotilla/core';
+import { afterAll, beforeAll, describe } from 'vitest';
+import { openEngine } from '../../packages/control/src/store/open.ts';
+import type { Engine } from '../../packages/control/src/store/sql.ts';
+import { storeOn } from '../../packages/control/src/store/store.ts';
+import type { Place } from '../support/store.ts';
+import { accountsSuite } from './accounts.suite.ts';
+import { attachedSuite } from './attached.suite.ts';
+import { detachedSuite } from './detached.suite.ts';
+import { engineSuite } from './engine.suite.ts';
+import { nodesSuite } from './nodes.suite.ts';
+import { plansSuite } from './plans.suite.ts';
+
+/** What every part of the suite works on. `logged` is what the store has told its log. */
+export interface Subject {
+  readonly store: Store;
+  readonly sql: Engine;
+  readonly logged: { level: string; fields: Record<string, unknown>; message: string }[];
+}
+
+/** What the `Store` port promises, asked of a real engine. */
+export function storeSuite(name: string, makePlace: () => Promise<Place>): void {
+  describe(`the store on ${name}`, () => {
+    const subject = {} as { -readonly [Part in keyof Subject]: Subject[Part] };
+    let place: Place;
+
+    beforeAll(async () => {
+      place = await makePlace();
+      subject.logged = [];
+      const log = recorder(subject.logged);
+      subject.sql = await openEngine(place.options, log);
+      subject.store = storeOn(subject.sql, log);
+    }, 60_000);
+
+    afterAll(async () => {
+      await subject.store?.close();
+      await place?.drop();
+    });
+
+    engineSuite(subject);
+    accountsSuite(subject);
+    nodesSuite(subject);
+    attachedSuite(subject);
+    detachedSuite(subject);
+    plansSuite(subject);
+  });
+}
+
+function recorder(logged: Subject['logged']): Log {
+  const record = (level: string) => (fields: Record<string, unknown>, message: string) =>
+    void logged.push({ level, fields, message });
+  return { debug: record('debug'), info: record('info'), warn: record('warn'), error: record('error') };
+}

@@ -1,0 +1,189 @@
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { chatAnswer, chatChunk, DONE, SSE, type SeenRequest } from '../support/scripted-backend.ts';
+import { until } from '../support/until.ts';
+import { type TestNode, type World, openWorld } from '../support/world.ts';
+import type { ServerResponse } from 'node:http';
+
+/**
+ * Two nodes in front of one backend each, the first one behind a network that can be cut. Which of them serves is the
+ * scheduler's choice, so each test looks who got the request.
+ */
+let world: World;
+const running: { node: number; request: SeenRequest; response: ServerResponse }[] = [];
+const nodes: TestNode[] = [];
+let proxies: Awaited<ReturnType<World['proxy']>>[] = [];
+
+beforeAll(async () => {
+  // A cut of 1 s and the time to reconnect must fit into a lease of 3 H, as they do with the default of 5 s.
+  world = await openWorld({ heartbeat_ms: 2000 });
+  proxies = [await world.proxy(world.plane.port), await world.proxy(world.plane.port)];
+  for (const index of [0, 1]) {
+    const backend = await world.backend(
+      (request, response) => void running.push({ node: index, request, response }),
+    );
+    nodes.push(
+      await world.node({
+        name: `box-${index}`,
+        backends: [{ url: backend.url, slots: 8 }],
+        control_url: proxies[index]!.url,
+      }),
+    );
+  }
+});
+afterAll(() => world.close());
+afterEach(async () => {
+  for (const proxy of proxies) proxy.restore();
+  for (const { response } of running.splice(0)) response.destroy();
+  for (const node of nodes) {
+    const { child } = node.program();
+    if (child.exitCode !== null || child.signalCode !== null) await node.restart();
+    await until('it is back', async () => (await node.view()).state === 'online', 30_000);
+  }
+}, 60_000);
+
+const next = () => until('a backend has the request', () => running.shift());
+const finishWhole = (response: ServerResponse, text: string) => {
+  response.setHeader('content-type', 'application/json');
+  response.end(chatAnswer(text));
+};
+
+describe('kill -9 of a daemon', () => {
+  it('during a non-streaming request: the answer comes from another node', async () => {
+    const reply = world.plane.chat({});
+    const first = await next();
+    nodes[first.node]!.program().signal('SIGKILL');
+    const second = await next();
+    expect(second.node).not.toBe(first.node);
+    finishWhole(second.response, 'from the other');
+    const answer = await reply;
+    expect(answer.status).toBe(200);
+    expect(answer.headers.get('x-flotilla-attempts')).toBe('2');
+    expect(await answer.text()).toContain('from the other');
+    const [row] = await world.usage();
+    expect(row).toMatchObject({ outcome: 'succeeded', attempts: 2 });
+  });
+
+  it('during a stream: an honest end, an error in the stream and no [DONE]', async () => {
+    const reply = await streamOf('partial');
+    nodes[reply.node]!.program().signal('SIGKILL');
+    const text = reply.seen + (await reply.rest());
+    expect(text).toContain('partial');
+    expect(text).toContain('"code":"node_lost"');
+    expect(text).not.toContain('[DONE]');
+    const row = await until('it is recorded', async () =>
+      (await world.usage()).find((one) => one.outcome === 'node_lost'),
+    );
+    expect(row.estimated).toBe(true);
+  });
+});
+
+describe('a cut of the network for 1 s', () => {
+  it('during a stream: the client notices nothing', async () => {
+    const reply = await streamOf('one');
+    proxies[reply.node]!.cut();
+    reply.response.write(chatChunk('two'));
+    await until('the node is missed', async () => (await nodes[reply.node]!.view()).state === 'suspect');
+    const restore_at = performance.now() + 1000;
+    await until('a second has passed', () => performance.now() >= restore_at);
+    proxies[reply.node]!.restore();
+    reply.response.write(chatChunk('three'));
+    reply.response.end(DONE);
+    const text = reply.seen + (await reply.rest());
+    expect(text).toBe(chatChunk('one') + chatChunk('two') + chatChunk('three') + DONE);
+  });
+
+  it('during a long answer in mid-flight: no byte is repeated or missing', async () => {
+    const reply = await streamOf('begin');
+    let expected = chatChunk('begin');
+    for (let index = 0; index < 40; index++) {
+      const piece = chatChunk(`${index} ${'é'.repeat(20_000)}`);
+      expected += piece;
+      reply.response.write(piece);
+      if (index === 15) {
+        proxies[reply.node]!.cut();
+        await until('the node is missed', async () => (await nodes[reply.node]!.view()).state === 'suspect');
+        proxies[reply.node]!.restore();
+      }
+    }
+    reply.response.end(DONE);
+    expect(reply.seen + (await reply.rest())).toBe(expected + DONE);
+  });
+});
+
+describe('a daemon stopped by SIGSTOP', () => {
+  it('has its work moved, and what it says when it wakes is refused', async () => {
+    const reply = world.plane.chat({});
+    const first = await next();
+    await until('the control plane knows that it runs', async () => {
+      const { data } = await world.plane.get<{ data: { state: string }[] }>('/api/v1/jobs');
+      return data[0]?.state === 'running';
+    });
+    nodes[first.node]!.program().signal('SIGSTOP');
+    finishWhole(first.response, 'too late');
+    const second = await next();
+    expect(second.node).not.toBe(first.node);
+    finishWhole(second.response, 'in time');
+    expect(await (await reply).text()).toContain('in time');
+    nodes[first.node]!.program().signal('SIGCONT');
+    await until('it is back', async () => (await nodes[first.node]!.view()).state === 'online');
+    const view = await nodes[first.node]!.view();
+    expect(view.pools[0]!.reserved).toBe(0);
+    expect(
+      (await world.usage()).filter((row) => row.attempts === 2 && row.outcome === 'succeeded'),
+    ).not.toHaveLength(0);
+  });
+});
+
+describe('a backend that fails before the first byte', () => {
+  it.each([
+    ['500', (response: ServerResponse) => response.writeHead(500).end('{"error":"broken"}')],
+    ['429', (response: ServerResponse) => response.writeHead(429, { 'retry-after': '1' }).end('{}')],
+    ['a reset', (response: ServerResponse) => response.destroy()],
+  ])('with %s: another node answers, and the client sees nothing of it', async (what, fail) => {
+    const reply = world.plane.chat({});
+    const first = await next();
+    fail(first.response);
+    let second = await next();
+    // A kept connection that is reset may only have gone stale, so the daemon asks its backend once more itself.
+    if (second.node === first.node) {
+      expect(what).toBe('a reset');
+      fail(second.response);
+      second = await next();
+    }
+    expect(second.node).not.toBe(first.node);
+    finishWhole(second.response, 'well');
+    expect((await reply).status).toBe(200);
+  });
+
+  it('with a 4xx about the request: the client gets it as it was sent', async () => {
+    const reply = world.plane.chat({});
+    const { response } = await next();
+    const body =
+      '{"error":{"message":"context too long","type":"invalid_request_error","code":"context_length_exceeded"}}';
+    response.writeHead(400, { 'content-type': 'application/json' }).end(body);
+    const answer = await reply;
+    expect(answer.status).toBe(400);
+    expect(await answer.text()).toBe(body);
+  });
+});
+
+/** A stream of which the client has the first event. */
+async function streamOf(text: string) {
+  const pending = world.plane.chat({ stream: true, stream_options: { include_usage: false } });
+  const { node, response } = await next();
+  response.writeHead(200, SSE);
+  response.write(chatChunk(text));
+  const answer = await pending;
+  const reader = answer.body!.getReader();
+  const decoder = new TextDecoder();
+  const first = await reader.read();
+  const seen = decoder.decode(first.value, { stream: true });
+  const rest = async () => {
+    let all = '';
+    for (let part = await reader.read(); !part.done; part = await reader.read()) {
+      all += decoder.decode(part.value, { stream: true });
+    }
+    return all;
+  };
+  return { node, response, seen, rest };
+}

@@ -1,0 +1,20 @@
+import { setTimeout as pause } from 'node:timers/promises';
+
+/**
+ * Waits for a condition, looking again every few milliseconds; what happens in another process cannot be awaited.
+ * @returns the first value that is neither undefined, null nor false
+ */
+export async function until<T>(
+  what: string,
+  look: () => T | Promise<T>,
+  within_ms = 15_000,
+): Promise<NonNullable<Exclude<T, false>>> {
+  const deadline = performance.now() + within_ms;
+  for (;;) {
+    const value = await look();
+    if (value !== undefined && value !== null && value !== false)
+      return value as NonNullable<Exclude<T, false>>;
+    if (performance.now() > deadline) throw new Error(`Waited ${within_ms} ms in vain until ${what}.`);
+    await pause(5);
+  }
+}
