@@ -14,6 +14,12 @@ class ProcessesFirst extends BaseSequencer {
 /** Suites that hold times of a few milliseconds run alone, after the others: both cores are theirs. */
 const TIMED = ['tests/e2e/capacity.test.ts', 'tests/e2e/cancellation.test.ts'];
 
+/** What takes minutes: kills, many starts, slow lines, large stores. `npm run test:long`, in the same way as the others. */
+const LONG = ['tests/long/*.test.ts'];
+
+/** Installs the package as a user would, from the registry that npm is told of: `npm run test:package`. */
+const PACKAGED = ['tests/e2e/package.test.ts'];
+
 export default defineConfig({
   test: {
     projects: [
@@ -22,7 +28,7 @@ export default defineConfig({
         test: {
           name: 'all',
           include: ['packages/*/src/**/*.test.ts', 'tests/**/*.test.ts'],
-          exclude: ['**/node_modules/**', ...TIMED],
+          exclude: ['**/node_modules/**', ...TIMED, ...LONG, ...PACKAGED],
           sequence: { groupOrder: 0 },
         },
       },
@@ -30,13 +36,17 @@ export default defineConfig({
         extends: true,
         test: { name: 'timed', include: TIMED, sequence: { groupOrder: 1 }, maxWorkers: 1 },
       },
+      { extends: true, test: { name: 'long', include: LONG, sequence: { groupOrder: 0 } } },
+      { extends: true, test: { name: 'package', include: PACKAGED, sequence: { groupOrder: 2 } } },
     ],
     globalSetup: 'tests/support/prepare.ts',
     // The tests start this program some hundred times: from the second time on without reading its source anew.
     env: { NODE_COMPILE_CACHE: fileURLToPath(new URL('node_modules/.cache/flotilla', import.meta.url)) },
     sequence: { sequencer: ProcessesFirst },
     pool: 'forks',
-    maxWorkers: 2,
+    // As the processes of the tests do (packages/cli/src/testing/command.ts).
+    execArgv: ['--liftoff-only'],
+    maxWorkers: 3,
     // Files share their worker's modules: loading them anew for each file took a tenth of the whole time.
     isolate: false,
     testTimeout: 20_000,

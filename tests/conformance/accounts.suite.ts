@@ -7,15 +7,27 @@ export function accountsSuite(subject: Subject): void {
 
   describe('keys', () => {
     test('a key comes back as it was put in', async () => {
-      const key = aKey({ requests_per_minute: 2 ** 40, expires_at: T0 + 5, role: 'admin' });
+      const key = aKey({
+        requests_per_minute: 2 ** 40,
+        tokens_per_minute: 2 ** 41,
+        token_budget: { tokens: 2 ** 45, period: 'month' },
+        expires_at: T0 + 5,
+        role: 'admin',
+      });
       await subject.store.insertKey(key);
       expect(await keyOf(key.id)).toEqual(key);
     });
 
     test('a patch changes what it names, can set null, and leaves the rest', async () => {
-      const key = aKey({ concurrency: 4 });
+      const token_budget = { tokens: 10, period: 'day' as const };
+      const key = aKey({ concurrency: 4, tokens_per_minute: 5, token_budget });
       await subject.store.insertKey(key);
-      const patch = { scopes: ['nodes:read' as const], concurrency: null, node_labels: {} };
+      const patch = {
+        scopes: ['nodes:read' as const],
+        concurrency: null,
+        token_budget: null,
+        node_labels: {},
+      };
       expect(await subject.store.updateKey(key.id, patch)).toEqual({ ...key, ...patch });
       expect(await subject.store.updateKey(key.id, {})).toEqual({ ...key, ...patch });
       expect(await subject.store.updateKey('key_none', patch)).toBeUndefined();
@@ -87,7 +99,7 @@ export function accountsSuite(subject: Subject): void {
       await subject.store.insertToken(token);
       const enrolment = anEnrolment(token.hash, { labels: { site: 'elsewhere', gpu: 'yes' } });
       const result = await subject.store.enrolNode(enrolment);
-      const stored = (await subject.store.loadNodes()).find((node) => node.id === enrolment.node);
+      const stored = (await subject.store.loadNodes()).nodes.find((node) => node.id === enrolment.node);
       expect(result).toEqual({ enrolled: stored });
       expect(stored).toMatchObject({
         labels: { site: 'attic', gpu: 'yes' },
@@ -108,7 +120,7 @@ export function accountsSuite(subject: Subject): void {
         19,
       );
       const names = new Set(racers.map(({ name }) => name));
-      expect((await subject.store.loadNodes()).filter(({ name }) => names.has(name))).toHaveLength(1);
+      expect((await subject.store.loadNodes()).nodes.filter(({ name }) => names.has(name))).toHaveLength(1);
     });
 
     test('one name, raced by ten callers, goes to exactly one and costs one use', async () => {

@@ -179,6 +179,56 @@ export function attachedSuite(subject: Subject): void {
     });
   });
 
+  describe('what keys have spent', () => {
+    const starts = { day: T0, week: T0 - 3 * DAY_MS, month: T0, total: 0 };
+    const spentBy = async (key: string) =>
+      (await subject.store.loadSpending(starts)).find((row) => row.key === key);
+
+    test('is the sum of their usage rows in each period, beyond 32 bits, whatever their outcome', async () => {
+      const key = newId('key');
+      await subject.store.settle([
+        aSettlement({ key }, { created_at: T0, prompt_tokens: 2 ** 40 }),
+        aSettlement({ key, state: 'cancelled' }, { created_at: T0 + 1, estimated: true }),
+        aSettlement({ key }, { created_at: T0 - 1 }),
+        aSettlement({ key }, { created_at: T0 - 4 * DAY_MS }),
+      ]);
+      const day = 2 ** 40 + 300 + 420;
+      expect(await spentBy(key)).toEqual({ key, day, week: day + 420, month: day, total: day + 840 });
+      expect(await spentBy('key_none')).toBeUndefined();
+    });
+
+    test('and what was used ends at the last integer, where rows of before counted without a bound', async () => {
+      const key = newId('key');
+      const most = Number.MAX_SAFE_INTEGER;
+      const counts = { prompt_tokens: most, completion_tokens: most };
+      await subject.store.settle([aSettlement({ key }, counts), aSettlement({ key }, counts)]);
+      expect(await spentBy(key)).toMatchObject({ day: most, total: most });
+      expect(await subject.store.summarizeUsage({ key }, 'key')).toMatchObject([counts]);
+    });
+
+    test('outlives its rows, of days that a period may hold day by day', async () => {
+      const key = newId('key');
+      // Older than what other tests leave, so that the sweep takes these rows and no others.
+      const old = T0 - 900 * DAY_MS;
+      await subject.store.settle([
+        aSettlement({ key, created_at: old }, { created_at: old }),
+        aSettlement({ key, created_at: old }, { created_at: old + 5 }),
+        aSettlement({ key, created_at: old }, { created_at: old + DAY_MS }),
+      ]);
+      const sweep = (at: number) =>
+        subject.store.sweep({ jobs_ms: 0, usage_ms: 0, audit_ms: 0, batch: 1000 }, at);
+      expect(await sweep(old + 2 * DAY_MS)).toMatchObject({ usage: 3 });
+      const since = { day: old + DAY_MS, week: old, month: old, total: 0 };
+      const spent = async () => (await subject.store.loadSpending(since)).find((row) => row.key === key);
+      expect(await spent()).toEqual({ key, day: 420, week: 1260, month: 1260, total: 1260 });
+      await sweep(old + 60 * DAY_MS);
+      await sweep(old + 60 * DAY_MS);
+      expect(await spent()).toEqual({ key, day: 0, week: 0, month: 0, total: 1260 });
+      const rows = await subject.sql.query('select day, tokens from swept_usage where key = $1', [key]);
+      expect(rows).toEqual([{ day: 0, tokens: 1260 }]);
+    });
+  });
+
   describe('upkeep', () => {
     test('what has outlived its time goes, a bounded number a call; what is open or young stays', async () => {
       const old = T0 - 400 * DAY_MS;
@@ -187,7 +237,7 @@ export function attachedSuite(subject: Subject): void {
       const young = aSettlement({ created_at: T0 });
       await subject.store.settle([...finished, young]);
       await subject.store.recordOpen([open]);
-      const limits = { jobs_ms: 30 * DAY_MS, usage_ms: 90 * DAY_MS, batch: 3 };
+      const limits = { jobs_ms: 30 * DAY_MS, usage_ms: 90 * DAY_MS, audit_ms: 0, batch: 3 };
       const at = T0 - 300 * DAY_MS;
       expect(await subject.store.sweep(limits, at)).toMatchObject({ jobs: 3, usage: 3 });
       expect(await subject.store.sweep(limits, at)).toMatchObject({ jobs: 2, usage: 2 });

@@ -1,4 +1,12 @@
-import type { ClaimedJob, DetachedJob, Finish, JobFence, Requeue, Store } from '@flotilla/core';
+import type {
+  ClaimedJob,
+  DetachedJob,
+  Finish,
+  InventoriedJob,
+  JobFence,
+  Requeue,
+  Store,
+} from '@flotilla/core';
 import { newId, T0 } from './rows.ts';
 
 export function aDetachedJob(over: Partial<DetachedJob> = {}): DetachedJob {
@@ -21,6 +29,7 @@ export function aDetachedJob(over: Partial<DetachedJob> = {}): DetachedJob {
     queue_timeout_ms: 86_400_000,
     run_timeout_ms: 600_000,
     idempotency: null,
+    traceparent: null,
     created_at: T0,
     ...over,
   };
@@ -28,6 +37,10 @@ export function aDetachedJob(over: Partial<DetachedJob> = {}): DetachedJob {
 
 export function fenceOf({ id, attempt, node, epoch }: JobFence): JobFence {
   return { id, attempt, node, epoch };
+}
+
+export function inventoried({ id, attempt }: JobFence): InventoriedJob {
+  return { id, attempt, finished: false, wants_request: false };
 }
 
 export function aFinish(fence: JobFence, over: Partial<Finish> = {}): Finish {
@@ -57,6 +70,7 @@ export function aRequeue(fence: JobFence, over: Partial<Requeue> = {}): Requeue 
     delay_ms: 0,
     counts: true,
     digest: null,
+    lane: 'lane' in fence && typeof fence.lane === 'string' ? fence.lane : 'lane_1',
     ...over,
   };
 }

@@ -1,5 +1,5 @@
 import { describe, expect, test } from 'vitest';
-import { aDetachedJob, aFinish, aRequeue, claim, fenceOf, leased } from './detached-rows.ts';
+import { aDetachedJob, aFinish, aRequeue, claim, fenceOf, inventoried, leased } from './detached-rows.ts';
 import { aSettlement, newId, T0 } from './rows.ts';
 import type { Subject } from './store.suite.ts';
 
@@ -149,6 +149,29 @@ export function detachedSuite(subject: Subject): void {
       expect(used).toEqual({ prompt_tokens: usage.prompt_tokens });
     });
 
+    test('a job that ends with nobody left who counted has a usage row of what is known', async () => {
+      const fence = await leased(subject.store);
+      await subject.store.startJobs([fence]);
+      const lost = aFinish(fence, { state: 'failed', error_code: 'attempts_exhausted', result: null });
+      expect(await subject.store.finishJobs([lost, lost])).toEqual(['accepted', 'duplicate']);
+      const rows = await subject.sql.query(
+        `select key, model, node, outcome, status, attempts, prompt_tokens, estimated from usage where job = $1`,
+        [fence.id],
+      );
+      expect(rows).toEqual([
+        {
+          key: fence.key,
+          model: fence.model,
+          node: fence.node,
+          outcome: 'attempts_exhausted',
+          status: 502,
+          attempts: 1,
+          prompt_tokens: 0,
+          estimated: true,
+        },
+      ]);
+    });
+
     test('of twenty results that race, one is accepted', async () => {
       const fence = await leased(subject.store);
       const outcomes = await Promise.all(
@@ -170,6 +193,20 @@ export function detachedSuite(subject: Subject): void {
       });
     });
 
+    test('a job that goes back waits by the queue deadline again; one that never started keeps the one it had', async () => {
+      const fence = await leased(subject.store);
+      const offered = await subject.store.findDetached(fence.id);
+      await subject.store.requeueJobs([aRequeue(fence, { counts: false })]);
+      expect((await subject.store.findDetached(fence.id))?.deadline_at).toBe(offered!.deadline_at);
+      const [again] = await claim(subject.store, fence.lane, 1);
+      await subject.store.startJobs([fenceOf(again!)]);
+      const running = await subject.store.findDetached(fence.id);
+      expect(running!.deadline_at! - running!.started_at!).toBe(600_000);
+      await subject.store.requeueJobs([aRequeue(again!)]);
+      const requeued = await subject.store.findDetached(fence.id);
+      expect(requeued!.deadline_at! - running!.started_at!).toBeGreaterThanOrEqual(86_400_000);
+    });
+
     test('a job in back-off is claimed by nobody until its time is over', async () => {
       const fence = await leased(subject.store);
       await subject.store.requeueJobs([aRequeue(fence, { delay_ms: 30, counts: false })]);
@@ -186,7 +223,7 @@ export function detachedSuite(subject: Subject): void {
       await subject.sql.query('update jobs set node = $1 where id in ($2, $3)', [node, mine.id, gone.id]);
       await subject.store.requeueJobs([aRequeue({ ...gone, node })]);
       expect(await subject.store.heldJobs(node)).toMatchObject([{ id: mine.id, state: 'leased', epoch: 1 }]);
-      const inventory = [mine, gone].map(({ id, attempt }) => ({ id, attempt }));
+      const inventory = [mine, gone].map(inventoried);
       expect(await subject.store.keepJobs(node, 2, 'rep_b', inventory)).toMatchObject([
         { id: mine.id, epoch: 2 },
       ]);
@@ -194,6 +231,80 @@ export function detachedSuite(subject: Subject): void {
       expect(
         await subject.store.finishJobs([aFinish({ ...mine, node }), aFinish({ ...mine, node, epoch: 2 })]),
       ).toEqual(['stale', 'accepted']);
+    });
+
+    test('a node that comes back with a result keeps it while nobody else was given the job', async () => {
+      const node = newId('node');
+      const job = await leased(subject.store);
+      await subject.sql.query('update jobs set node = $1 where id = $2', [node, job.id]);
+      await subject.store.requeueJobs([aRequeue({ ...job, node })]);
+      const keep = (by: string, finished: boolean) =>
+        subject.store.keepJobs(by, 7, 'rep_b', [{ ...inventoried(job), finished }]);
+      expect(await keep(node, false)).toEqual([]);
+      expect(await keep('node_other', true)).toEqual([]);
+      expect(await keep(node, true)).toMatchObject([{ id: job.id, attempt: 1, state: 'running', epoch: 7 }]);
+      expect(await claim(subject.store, job.lane, 1)).toEqual([]);
+      expect(await subject.store.finishJobs([aFinish({ ...job, node, epoch: 7 })])).toEqual(['accepted']);
+      expect((await subject.store.findJob(job.id))?.attempts).toMatchObject([
+        { attempt: 1, node, outcome: 'succeeded', message: null },
+      ]);
+    });
+
+    test('what was given to another node, or has failed by its own result, is not kept again', async () => {
+      const node = newId('node');
+      const [given, failed] = [await leased(subject.store), await leased(subject.store)];
+      await subject.sql.query('update jobs set node = $1 where id in ($2, $3)', [node, given.id, failed.id]);
+      await subject.store.requeueJobs([
+        aRequeue({ ...given, node }),
+        aRequeue({ ...failed, node }, { digest: 'f1' }),
+      ]);
+      expect(await claim(subject.store, given.lane, 1, 'node_b')).toHaveLength(1);
+      const inventory = [given, failed].map((job) => ({ ...inventoried(job), finished: true }));
+      expect(await subject.store.keepJobs(node, 7, 'rep_b', inventory)).toEqual([]);
+    });
+
+    test('the request comes again with what is kept, if asked for', async () => {
+      const job = await leased(subject.store);
+      const keep = (wants_request: boolean) =>
+        subject.store.keepJobs('node_a', 2, 'rep_b', [{ ...inventoried(job), wants_request }]);
+      expect(await keep(false)).toMatchObject([{ id: job.id, request: null, model: 'llama3' }]);
+      expect(await keep(true)).toMatchObject([{ id: job.id, request: job.request }]);
+    });
+
+    test('the lanes that could be served, each with its first order key', async () => {
+      const [x, y, busy] = [newId('boot'), newId('boot'), newId('boot')];
+      const jobs = [
+        [x, 5],
+        [x, 3],
+        [y, 4],
+        [busy, 1],
+      ] as const;
+      await subject.store.acceptJobs(jobs.map(([lane, order_key]) => aDetachedJob({ lane, order_key })));
+      await claim(subject.store, busy, 1);
+      const ready = await subject.store.readyLanes(10_000, '');
+      expect(ready.filter(({ lane }) => [x, y, busy].includes(lane))).toEqual(
+        [
+          { lane: x, order_key: 3, priority: 0 },
+          { lane: y, order_key: 4, priority: 0 },
+        ].sort((a, b) => (a.lane < b.lane ? -1 : 1)),
+      );
+      expect(await subject.store.readyLanes(1, '')).toEqual(ready.slice(0, 1));
+      expect(await subject.store.readyLanes(10_000, ready[0]!.lane)).toEqual(ready.slice(1));
+    });
+
+    test('nodes that hold something, each once', async () => {
+      const [one, two] = [newId('boot'), newId('boot')];
+      await subject.store.acceptJobs([one, one, two].map((lane) => aDetachedJob({ lane })));
+      const names = [`node_${one}`, `node_${two}`];
+      await claim(subject.store, one, 2, names[0]);
+      await claim(subject.store, two, 1, names[1]);
+      const held = await subject.store.heldNodes();
+      expect(held.filter((node) => names.includes(node)).toSorted()).toEqual(names.toSorted());
+    });
+
+    test('it tells how long until something is due', async () => {
+      await subject.store.acceptJobs([aDetachedJob({ queue_timeout_ms: 1 })]);
+      expect(await subject.store.nextDue([])).toBeLessThanOrEqual(1);
     });
 
     test('a cancelled job refuses what comes later, and tells whom to stop', async () => {
@@ -211,11 +322,17 @@ export function detachedSuite(subject: Subject): void {
     test('a job past its queue or run deadline is timed out once, by the store’s clock, and says which it was', async () => {
       const waiting = aDetachedJob({ queue_timeout_ms: 0 });
       await subject.store.acceptJobs([waiting]);
+      const spared_too: Awaited<ReturnType<typeof subject.store.expireJobs>> = [];
       const running = await leased(subject.store, { run_timeout_ms: 0 });
       const endless = await leased(subject.store, { queue_timeout_ms: 5, run_timeout_ms: null });
       await subject.store.startJobs([fenceOf(running), fenceOf(endless)]);
       await subject.sql.query('select pg_sleep(0.01)');
-      const ended = [...(await subject.store.expireJobs(100)), ...(await subject.store.expireJobs(100))];
+      for (const spared of [running.id, running.node]) {
+        const others = await subject.store.expireJobs(100, [spared, waiting.id]);
+        expect(others.map(({ id }) => id)).not.toContain(running.id);
+        spared_too.push(...others);
+      }
+      const ended = [...spared_too, ...(await subject.store.expireJobs(100, []))];
       expect(ended).toContainEqual({
         id: waiting.id,
         state: 'timed_out',
@@ -240,7 +357,11 @@ export function detachedSuite(subject: Subject): void {
       const open = await leased(subject.store, { retention_ms: 0 });
       await subject.store.eraseBodies(1000);
       expect(await subject.store.loadBodies(open.id)).toMatchObject({ request: '{"messages":[]}' });
+      expect(await subject.store.measureResult(open.id)).toEqual({ result_bytes: null, erase_at: null });
       await subject.store.finishJobs([aFinish(open)]);
+      expect((await subject.store.measureResult(open.id))?.result_bytes).toBe(
+        Buffer.byteLength((await subject.store.loadResult(open.id))!),
+      );
       await expect.poll(() => subject.store.eraseBodies(1000)).toBeGreaterThan(0);
       expect(await subject.store.loadBodies(open.id)).toBeUndefined();
       expect(await subject.store.findJob(open.id)).toMatchObject({ state: 'succeeded' });

@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'vitest';
 import { migrate } from '../../packages/control/src/store/migrate.ts';
 import { MIGRATIONS } from '../../packages/control/src/store/migrations/all.ts';
+import { prepared } from '../../packages/control/src/store/sql.ts';
 import { quiet } from '../support/store.ts';
 import type { Subject } from './store.suite.ts';
 
@@ -35,6 +36,14 @@ export function engineSuite(subject: Subject): void {
         'beyond the integers',
       );
       await subject.store.ping();
+    });
+
+    test('a kept statement whose first execution failed works the next time', async () => {
+      const statement = prepared('fails-once', 'select $1::int + $2::int as sum');
+      await expect(subject.sql.query(statement, [2 ** 31 - 1, 1])).rejects.toMatchObject({ code: '22003' });
+      expect(await subject.sql.query(statement, [1, 1])).toEqual([{ sum: 2 }]);
+      await expect(subject.sql.query(statement, [2 ** 31 - 1, 1])).rejects.toMatchObject({ code: '22003' });
+      expect(await subject.sql.query(statement, [2, 2])).toEqual([{ sum: 4 }]);
     });
 
     test('an error inside a transaction undoes it and poisons nothing after it', async () => {

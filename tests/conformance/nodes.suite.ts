@@ -13,7 +13,7 @@ const DESCRIPTOR = {
 };
 
 export function nodesSuite(subject: Subject): void {
-  const find = async (id: string) => (await subject.store.loadNodes()).find((node) => node.id === id);
+  const find = async (id: string) => (await subject.store.loadNodes()).nodes.find((node) => node.id === id);
 
   describe('nodes', () => {
     test('epochs of all nodes rise in one call; unknown ids are left out and a double counts once', async () => {
@@ -103,7 +103,9 @@ export function nodesSuite(subject: Subject): void {
         [partly],
       );
       await subject.sql.query(`update nodes set labels = '"x"' where id = $1`, [broken]);
-      const loaded = new Map((await subject.store.loadNodes()).map((node) => [node.id, node]));
+      const { nodes, unreadable } = await subject.store.loadNodes();
+      const loaded = new Map(nodes.map((node) => [node.id, node]));
+      expect(unreadable).toEqual([broken]);
       expect(loaded.get(bad)).toMatchObject({ descriptor: null, descriptor_hash: null });
       expect(loaded.get(partly)).toMatchObject({ descriptor: { pools: [] }, descriptor_hash: null });
       expect(loaded.has(broken)).toBe(false);
@@ -111,6 +113,30 @@ export function nodesSuite(subject: Subject): void {
       const told = subject.logged.filter(({ level }) => level === 'warn' || level === 'error');
       expect(told.map(({ fields }) => fields['node'])).toEqual(expect.arrayContaining([bad, partly, broken]));
       for (const id of [bad, partly, broken]) await subject.store.deleteNode(id);
+    });
+
+    test('a descriptor that the caller has is neither sent nor read again', async () => {
+      const [held, other] = (await enrolNodes(subject.store, 2)) as [string, string];
+      const epochs = await subject.store.takeEpochs('rep_a', [held, other]);
+      await subject.store.saveDescriptors(
+        [held, other].map((id) => ({
+          id,
+          epoch: epochs.get(id)!,
+          descriptor: DESCRIPTOR,
+          descriptor_hash: 'h',
+        })),
+      );
+      await subject.sql.query(`update nodes set descriptor = '[17]' where id = $1`, [held]);
+      const asked: string[] = [];
+      const { nodes } = await subject.store.loadNodes((id, hash) => {
+        if (id === held || id === other) asked.push(hash);
+        return id === held ? DESCRIPTOR : undefined;
+      });
+      const loaded = new Map(nodes.map((node) => [node.id, node]));
+      expect(asked).toEqual(['h', 'h']);
+      expect(loaded.get(held)).toMatchObject({ descriptor: DESCRIPTOR, descriptor_hash: 'h' });
+      expect(loaded.get(other)).toMatchObject({ descriptor: { version: '1.0.0' }, descriptor_hash: 'h' });
+      for (const id of [held, other]) await subject.store.deleteNode(id);
     });
 
     test('last seen is flushed for all nodes at once and only moves forward', async () => {
@@ -171,10 +197,15 @@ export function nodesSuite(subject: Subject): void {
     test('a bump makes the row and then counts, so that a watcher sees one stand still', async () => {
       const bumpsOf = async (id: string) =>
         (await subject.store.listReplicas()).find((replica) => replica.id === id)?.bumps;
-      await subject.store.bumpReplica('rep_x');
-      await Promise.all([1, 2, 3].map(() => subject.store.bumpReplica('rep_x')));
+      await subject.store.enterReplica('rep_x');
+      expect(await Promise.all([1, 2, 3].map(() => subject.store.bumpReplica('rep_x')))).toEqual([
+        true,
+        true,
+        true,
+      ]);
       expect(await bumpsOf('rep_x')).toBe(4);
       await subject.store.endReplica('rep_x');
+      expect(await subject.store.bumpReplica('rep_x')).toBe(false);
       expect(await bumpsOf('rep_x')).toBeUndefined();
     });
   });

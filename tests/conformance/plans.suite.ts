@@ -18,11 +18,12 @@ interface Plan {
  * Tables that grow with use: a statement that reads one from end to end is a fault. The nodes' tables grow with the
  * fleet only, and what writes to hundreds of nodes at once may well read all of a few thousand narrow rows.
  */
-const GROWING = ['jobs', 'attempts', 'usage', 'job_bodies'];
+const GROWING = ['jobs', 'attempts', 'usage', 'job_bodies', 'audit', 'model_discoveries', 'model_catalogues'];
 
 export function plansSuite(subject: Subject): void {
   const fence = { id: 'job_100', attempt: 1, node: 'node_1', epoch: 1 };
   const page = { limit: 50 };
+  const sweep = { jobs_ms: 0, usage_ms: 0, audit_ms: 0, batch: 10 };
   const day = { since: T0, until: T0 + 5_000 };
 
   /** Runs an operation against an engine that only explains, and returns what its plans use and read whole. */
@@ -71,15 +72,17 @@ export function plansSuite(subject: Subject): void {
       ['usage of a key', 'usage_by_key', (s) => s.listUsage({ key: 'key_7' }, page)],
       ['usage of a model', 'usage_by_model', (s) => s.listUsage({ model: 'model-7' }, page)],
       ['usage of a node', 'usage_by_node', (s) => s.listUsage({ node: 'node_7' }, page)],
+      ['usage of a provider', 'usage_by_provider', (s) => s.listUsage({ provider: 'prv_7' }, page)],
       ['usage of a time', 'usage_by_time', (s) => s.listUsage(day, { limit: 50, after: 'job_500' })],
       ['usage of a time, summed', 'usage_by_time', (s) => s.summarizeUsage(day, 'model')],
-      ['sweep of jobs', 'jobs_pkey', (s) => s.sweep({ jobs_ms: 0, usage_ms: 0, batch: 10 }, T0)],
-      ['sweep of usage', 'usage_by_time', (s) => s.sweep({ jobs_ms: 0, usage_ms: 0, batch: 10 }, T0)],
-      [
-        'sweep of credentials',
-        'node_credentials_by_end',
-        (s) => s.sweep({ jobs_ms: 0, usage_ms: 0, batch: 10 }, T0),
-      ],
+      ['sweep of jobs', 'jobs_pkey', (s) => s.sweep(sweep, T0)],
+      ['sweep of usage', 'usage_by_time', (s) => s.sweep(sweep, T0)],
+      ['audit, newest', 'audit_pkey', (s) => s.listAudit({}, page)],
+      ['audit of a time', 'audit_pkey', (s) => s.listAudit({ since: T0, until: T0 + 60_000 }, page)],
+      ['audit of a key', 'audit_by_key', (s) => s.listAudit({ key: 'key_7' }, page)],
+      ['audit of a target', 'audit_by_target', (s) => s.listAudit({ target: 'node_7' }, page)],
+      ['sweep of audit', 'audit_pkey', (s) => s.sweep(sweep, T0)],
+      ['sweep of credentials', 'node_credentials_by_end', (s) => s.sweep(sweep, T0)],
       [
         'claim-jobs',
         'jobs_ready',
@@ -93,12 +96,60 @@ export function plansSuite(subject: Subject): void {
       ['start-jobs', 'jobs_pkey', (s) => s.startJobs([fence])],
       ['requeue-jobs', 'jobs_pkey', (s) => s.requeueJobs([aRequeue(fence)])],
       ['finish-jobs', 'jobs_pkey', (s) => s.finishJobs([aFinish(fence)])],
-      ['expire-jobs', 'jobs_deadline', (s) => s.expireJobs(100)],
+      ['expire-jobs', 'jobs_deadline', (s) => s.expireJobs(100, ['node_x'])],
       ['ready-jobs', 'jobs_back_off', (s) => s.readyJobs(100)],
       ['held-jobs', 'jobs_by_node', (s) => s.heldJobs('node_1')],
-      ['keep-jobs', 'jobs_pkey', (s) => s.keepJobs('node_1', 2, 'rep_a', [{ id: 'job_100', attempt: 1 }])],
+      [
+        'keep-jobs',
+        'jobs_pkey',
+        (s) =>
+          s.keepJobs('node_1', 2, 'rep_a', [
+            { id: 'job_100', attempt: 1, finished: true, wants_request: true },
+          ]),
+      ],
+      ['held-nodes', 'jobs_by_node', (s) => s.heldNodes()],
+      ['ready-lanes', 'jobs_ready', (s) => s.readyLanes(100, '')],
+      ['next-due', 'jobs_deadline', (s) => s.nextDue(['node_x'])],
       ['cancel-job', 'jobs_pkey', (s) => s.cancelJob('job_100', 'x')],
       ['erase-bodies', 'job_bodies_by_end', (s) => s.eraseBodies(100)],
+      ['find-discovery', 'model_discoveries_pkey', (s) => s.findDiscovery('disc_100')],
+      ['open-discoveries', 'model_discoveries_open', (s) => s.openDiscoveries(100)],
+      [
+        'open-discovery, what is in flight',
+        'model_discoveries_in_flight',
+        (s) => s.openDiscovery({ id: 'disc_x', node: 'node_1', backend: null, timeout_ms: 1, refused: null }),
+      ],
+      [
+        'open-discovery, what was just refused',
+        'model_discoveries_by_node',
+        (s) =>
+          s.openDiscovery({ id: 'disc_x', node: 'node_1', backend: null, timeout_ms: 1, refused: 'offline' }),
+      ],
+      [
+        'note-discoveries',
+        'model_discoveries_pkey',
+        (s) => s.noteDiscoveries([{ id: 'disc_1', node: 'node_1', stage: 'listing', waiting_for: null }]),
+      ],
+      [
+        'finish-discovery',
+        'model_discoveries_pkey',
+        (s) =>
+          s.finishDiscovery({
+            id: 'disc_1',
+            node: 'node_1',
+            state: 'failed',
+            reason: 'offline',
+            stage: null,
+            waiting_for: null,
+            results: [],
+          }),
+      ],
+      [
+        'sweep of discoveries',
+        'model_discoveries_pkey',
+        (s) => s.sweep({ jobs_ms: 0, usage_ms: 0, audit_ms: 0, batch: 10 }, T0),
+      ],
+      ['load-catalogues', 'model_catalogues_pkey', (s) => s.loadCatalogues('node_1')],
       ['accept-jobs, the look for a replay', 'jobs_idempotency', (s) => s.acceptJobs([aDetachedJob()])],
     ];
     test.each(cases)('%s uses %s and reads no growing table whole', async (_name, index, operation) => {
@@ -148,9 +199,10 @@ const SEED = [
   `insert into attempts (job, attempt, node, epoch, outcome, offered_at)
    select 'job_' || n, 1, 'node_' || n % 50, 1, 'succeeded', n from generate_series(1, 20000) n on conflict do nothing`,
   `insert into usage (job, request_id, key, model, operation, node, outcome, status, attempts, prompt_tokens,
-     completion_tokens, cached_tokens, estimated, queue_ms, total_ms, created_at)
+     completion_tokens, cached_tokens, estimated, queue_ms, total_ms, created_at, provider)
    select 'job_' || n, 'req_' || n, 'key_' || n % 50, 'model-' || n % 50, 'chat', 'node_' || n % 50, 'succeeded', 200,
-     1, 1, 1, 0, false, 1, 1, ${T0} + n * 1000 from generate_series(1, 20000) n on conflict do nothing`,
+     1, 1, 1, 0, false, 1, 1, ${T0} + n * 1000, case when n % 10 = 0 then 'prv_' || n % 50 end
+   from generate_series(1, 20000) n on conflict do nothing`,
   `insert into nodes (id, name, labels, allowed_models, created_at)
    select 'node_' || n, 'seed-' || n, '{}', '[]', 1 from generate_series(1, 5000) n on conflict do nothing`,
   `insert into node_liveness (node, state, epoch)
@@ -158,5 +210,15 @@ const SEED = [
   `insert into node_credentials (id, node, hash, created_at, expires_at)
    select 'cred_' || n, 'node_' || n, 'hash_' || n, 1, case when n % 10 = 0 then 4102444800000 + n end
    from generate_series(1, 5000) n on conflict do nothing`,
+  // Ids like real ones of the seconds from T0 on: the look for a time goes by them.
+  `insert into audit (id, at, action, outcome, key, target, change, request_id)
+   select 'aud_' || lpad(n::text, 26, '0'), ${T0} + n, 'key.update', 'succeeded', 'key_' || n % 50, 'node_' || n % 500,
+     '{}', 'req_' || n from generate_series(1, 20000) n on conflict do nothing`,
+  `insert into model_discoveries (id, node, backend, state, stage, created_at, expires_at, finished_at)
+   select 'disc_' || n, 'node_' || n, '', case when n % 500 = 0 then 'pending' else 'completed' end, 'pending', 1,
+     4102444800000 + n, case when n % 500 = 0 then null else 2 end
+   from generate_series(1, 20000) n on conflict do nothing`,
+  `insert into model_catalogues (node, backend, kind, models, models_total, discovered_at)
+   select 'node_' || n, 'ollama', 'ollama', '[]', 0, 1 from generate_series(1, 5000) n on conflict do nothing`,
   'analyze',
 ];

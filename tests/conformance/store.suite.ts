@@ -6,10 +6,14 @@ import { storeOn } from '../../packages/control/src/store/store.ts';
 import type { Place } from '../support/store.ts';
 import { accountsSuite } from './accounts.suite.ts';
 import { attachedSuite } from './attached.suite.ts';
+import { auditSuite } from './audit.suite.ts';
 import { detachedSuite } from './detached.suite.ts';
+import { discoverySuite } from './discovery.suite.ts';
 import { engineSuite } from './engine.suite.ts';
 import { nodesSuite } from './nodes.suite.ts';
 import { plansSuite } from './plans.suite.ts';
+import { secretsSuite } from './secrets.suite.ts';
+import { upstreamsSuite } from './upstreams.suite.ts';
 
 /** What every part of the suite works on. `logged` is what the store has told its log. */
 export interface Subject {
@@ -42,6 +46,10 @@ export function storeSuite(name: string, makePlace: () => Promise<Place>): void 
     nodesSuite(subject);
     attachedSuite(subject);
     detachedSuite(subject);
+    auditSuite(subject);
+    discoverySuite(subject);
+    upstreamsSuite(subject);
+    secretsSuite(subject);
     plansSuite(subject);
   });
 }

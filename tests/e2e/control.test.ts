@@ -52,6 +52,42 @@ describe('a control plane', () => {
   });
 });
 
+test('a control plane says at its start that its secret key is another one, or missing where something is sealed', async () => {
+  const place = await embeddedPlace();
+  const start = (settings: Record<string, string> = {}) =>
+    runControl(readControlConfig({ FLOTILLA_DATA_DIR: place.data_dir, FLOTILLA_PORT: '0', ...settings }), {
+      log: quiet,
+    });
+  const right = { FLOTILLA_SECRET_KEY: 'r'.repeat(32), FLOTILLA_ADMIN_KEY: 'a'.repeat(32) };
+  const call = (control: { url: string }, body: unknown) =>
+    fetch(`${control.url}/api/v1/providers`, {
+      method: 'POST',
+      headers: { authorization: `Bearer ${right.FLOTILLA_ADMIN_KEY}`, 'content-type': 'application/json' },
+      body: JSON.stringify(body),
+    });
+  const upstream = { name: 'up', base_url: 'http://127.0.0.1:9/v1', enabled: false, api_key: 'sk-x' };
+  try {
+    // Nothing is sealed yet: it starts, and says what is missing when a key is given.
+    const without = await start({ FLOTILLA_ADMIN_KEY: right.FLOTILLA_ADMIN_KEY });
+    const refused = await call(without, upstream);
+    expect([refused.status, await refused.text()]).toEqual([
+      400,
+      expect.stringContaining('FLOTILLA_SECRET_KEY'),
+    ]);
+    await without.close();
+    const control = await start(right);
+    expect((await call(control, upstream)).status).toBe(201);
+    await control.close();
+    await expect(start({ FLOTILLA_SECRET_KEY: 'w'.repeat(32) })).rejects.toThrow(
+      /FLOTILLA_SECRET_KEY is not the one that the secrets in this store were sealed with/,
+    );
+    await expect(start()).rejects.toThrow(/FLOTILLA_SECRET_KEY is not set/);
+  } finally {
+    await place.drop();
+  }
+  // Four starts of an embedded store.
+}, 60_000);
+
 test('a control plane says that its port is taken, by name, and leaves nothing open', async () => {
   const other = createServer().listen(0, '127.0.0.1');
   await once(other, 'listening');

@@ -36,6 +36,7 @@ afterEach(async () => {
   for (const { response } of running.splice(0)) response.destroy();
   for (const node of nodes) {
     const { child } = node.program();
+    node.program().signal('SIGCONT');
     if (child.exitCode !== null || child.signalCode !== null) await node.restart();
     await until('it is back', async () => (await node.view()).state === 'online', 30_000);
   }
@@ -119,6 +120,8 @@ describe('a daemon stopped by SIGSTOP', () => {
       return data[0]?.state === 'running';
     });
     nodes[first.node]!.program().signal('SIGSTOP');
+    // The signal is taken by one thread, which then stops the others: until then the link thread answers on.
+    await until('it is silent', async () => (await nodes[first.node]!.view()).state !== 'online');
     finishWhole(first.response, 'too late');
     const second = await next();
     expect(second.node).not.toBe(first.node);

@@ -1,4 +1,4 @@
-import { type Needs, ROUTES, type RouteName, SCOPES } from '@flotilla/protocol';
+import { type AuditView, type Needs, ROUTES, type Route, type RouteName, SCOPES } from '@flotilla/protocol';
 import { request as httpRequest } from 'node:http';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { errorOf, openPlane, type TestPlane } from '../support/plane.ts';
@@ -19,7 +19,12 @@ interface Row {
 const KEY = '/api/v1/keys/key_00000000000000000000000000';
 const TOKEN = '/api/v1/enrolment-tokens/enr_00000000000000000000000000';
 const NODE = '/api/v1/nodes/node_00000000000000000000000000';
+const PROVIDER = '/api/v1/providers/prv_00000000000000000000000000';
+const ROUTE = '/api/v1/routes/rte_00000000000000000000000000';
+const upstream = { name: 'up', base_url: 'http://127.0.0.1:9/v1', enabled: false };
 const JOB = '/api/v1/jobs/job_00000000000000000000000000';
+const ATTEMPT = '/node/v1/jobs/job_00000000000000000000000000/attempts/1';
+const NO_SESSION = '?session=none';
 const chat = { model: 'nobody-has-it', messages: [] };
 
 const TABLE: Record<RouteName, Row> = {
@@ -50,12 +55,50 @@ const TABLE: Record<RouteName, Row> = {
   rotateNode: { needs: 'admin', path: `${NODE}/rotate`, right: 404 },
   revokeNode: { needs: 'admin', path: `${NODE}/revoke`, right: 404 },
   deleteNode: { needs: 'admin', path: NODE, right: 404 },
+  discoverModels: { needs: 'nodes:read', path: `${NODE}/model-discoveries`, right: 404 },
+  showDiscovery: {
+    needs: 'nodes:read',
+    path: '/api/v1/model-discoveries/disc_00000000000000000000000000',
+    right: 404,
+  },
+  nodeModels: { needs: 'nodes:read', path: `${NODE}/models`, right: 404 },
+  listProviders: { needs: 'admin', path: '/api/v1/providers', right: 200 },
+  createProvider: { needs: 'admin', path: '/api/v1/providers', body: upstream, right: 201 },
+  showProvider: { needs: 'admin', path: PROVIDER, right: 404 },
+  updateProvider: { needs: 'admin', path: PROVIDER, body: {}, right: 404 },
+  probeProvider: { needs: 'admin', path: `${PROVIDER}/probe`, right: 404 },
+  deleteProvider: { needs: 'admin', path: PROVIDER, right: 404 },
+  listRoutes: { needs: 'admin', path: '/api/v1/routes', right: 200 },
+  createRoute: {
+    needs: 'admin',
+    path: '/api/v1/routes',
+    body: { name: 'public', targets: [{ model: 'm' }] },
+    right: 201,
+  },
+  explainRoute: { needs: 'admin', path: '/api/v1/routes/explain', body: { model: 'm' }, right: 200 },
+  showRoute: { needs: 'admin', path: ROUTE, right: 404 },
+  updateRoute: { needs: 'admin', path: ROUTE, body: {}, right: 404 },
+  deleteRoute: { needs: 'admin', path: ROUTE, right: 404 },
   listJobs: { needs: 'jobs', path: '/api/v1/jobs', right: 200 },
+  createJob: {
+    needs: 'jobs',
+    path: '/api/v1/jobs',
+    body: { model: 'nobody-has-it', request: chat },
+    right: 404,
+  },
+  createJobs: { needs: 'jobs', path: '/api/v1/jobs/batch', body: { jobs: [{}] }, right: 200 },
+  jobResult: { needs: 'jobs', path: `${JOB}/result`, right: 404 },
+  jobEvents: { needs: 'jobs', path: `${JOB}/events`, right: 404 },
+  deleteJob: { needs: 'jobs', path: JOB, right: 404 },
   showJob: { needs: 'jobs', path: JOB, right: 404 },
   explainJob: { needs: 'jobs', path: `${JOB}/explain`, right: 404 },
   cancelJob: { needs: 'jobs', path: `${JOB}/cancel`, right: 404 },
   usage: { needs: 'key', path: '/api/v1/usage', right: 200 },
+  usageLimits: { needs: 'key', path: '/api/v1/usage/limits', right: 200 },
   usageSummary: { needs: 'key', path: '/api/v1/usage/summary', right: 200 },
+  listAudit: { needs: 'admin', path: '/api/v1/audit', right: 200 },
+  pulse: { needs: 'key', path: '/api/v1/pulse', right: 200 },
+  backup: { needs: 'admin', path: '/api/v1/backup', right: 200 },
   enrol: {
     needs: 'enrolment',
     path: '/node/v1/enrol',
@@ -63,6 +106,23 @@ const TABLE: Record<RouteName, Row> = {
     right: 201,
   },
   link: { needs: 'node', path: '/node/v1/link', right: 426 },
+  nodeRegister: {
+    needs: 'node',
+    path: '/node/v1/register',
+    body: { boot_id: 'boot-1', models: [] },
+    right: 200,
+  },
+  nodeHeartbeat: { needs: 'node', path: `/node/v1/heartbeat${NO_SESSION}`, right: 409 },
+  nodeDeregister: { needs: 'node', path: `/node/v1/deregister${NO_SESSION}`, right: 409 },
+  nodeLease: { needs: 'node', path: `/node/v1/lease${NO_SESSION}`, right: 409 },
+  nodeRequest: { needs: 'node', path: `${ATTEMPT}/request${NO_SESSION}`, right: 409 },
+  nodeAccept: { needs: 'node', path: `${ATTEMPT}/accept${NO_SESSION}`, right: 409 },
+  nodeReject: { needs: 'node', path: `${ATTEMPT}/reject${NO_SESSION}`, right: 409 },
+  nodeStarted: { needs: 'node', path: `${ATTEMPT}/started${NO_SESSION}`, right: 409 },
+  nodeOutput: { needs: 'node', path: `${ATTEMPT}/output${NO_SESSION}`, right: 409 },
+  nodeComplete: { needs: 'node', path: `${ATTEMPT}/complete${NO_SESSION}`, right: 409 },
+  nodeFail: { needs: 'node', path: `${ATTEMPT}/fail${NO_SESSION}`, right: 409 },
+  nodeReleased: { needs: 'node', path: `${ATTEMPT}/released${NO_SESSION}`, right: 409 },
 };
 const names = Object.keys(TABLE) as RouteName[];
 /** Their credential is an API key, and the server decides before it looks at anything else. */
@@ -151,6 +211,15 @@ describe('a route that needs an API key', () => {
 
   test('serves an admin', async () => {
     expect(await statuses(keyed, () => plane.admin_key)).toEqual(every(keyed, (row) => row.right));
+  });
+
+  test('leaves a row of the audit where it is an act of administration, done or refused', async () => {
+    const acts = keyed.filter((name) => (ROUTES[name] as Route).audit && TABLE[name].right !== 400);
+    await statuses(acts, () => plane.admin_key);
+    const reply = await plane.call('GET', '/api/v1/audit?limit=500', { key: plane.admin_key });
+    const { data } = reply.json as unknown as { data: AuditView[] };
+    const recorded = new Set(data.map(({ action }) => action));
+    expect(acts.filter((name) => !recorded.has(String((ROUTES[name] as Route).audit)))).toEqual([]);
   });
 
   test('takes the key from x-api-key too', async () => {
@@ -259,6 +328,29 @@ describe('the node link', () => {
     const refused = await upgrade('/v1/models', plane.admin_key);
     expect(refused.status).toBe(404);
     expect(JSON.parse(refused.body)).toMatchObject({ error: { code: 'not_found' } });
+  });
+});
+
+describe('a route that needs the credential of a node', () => {
+  const own = names.filter((name) => TABLE[name].needs === 'node');
+
+  test('refuses who shows none, or another credential', async () => {
+    expect(await statuses(own, () => undefined)).toEqual(every(own, '401 unauthorized'));
+    const made = await plane.call('POST', '/api/v1/enrolment-tokens', { key: plane.admin_key });
+    const { token } = made.json as unknown as { token: string };
+    const others = [plane.admin_key, scoped['all'], token];
+    const other = (row: Row) => others[own.findIndex((name) => TABLE[name] === row) % others.length];
+    expect(await statuses(own, other)).toEqual(every(own, '401 unauthorized'));
+  });
+
+  test('serves a node, until its credential is withdrawn', async () => {
+    const made = await plane.call('POST', '/api/v1/enrolment-tokens', { key: plane.admin_key });
+    const { token } = made.json as unknown as { token: string };
+    const enrolled = await plane.call('POST', '/node/v1/enrol', { body: { token, name: 'small' } });
+    const { credential, id } = enrolled.json as unknown as { credential: string; id: string };
+    expect(await statuses(own, () => credential)).toEqual(every(own, (row) => row.right));
+    await plane.call('POST', `/api/v1/nodes/${id}/revoke`, { key: plane.admin_key });
+    expect(await statuses(own, () => credential)).toEqual(every(own, '403 revoked'));
   });
 });
 

@@ -3,6 +3,7 @@ import { readdir, readFile, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import pg from 'pg';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { run as hand } from '../../packages/cli/src/testing/command.ts';
 import { enrolRawNode } from '../support/raw-node.ts';
 import { chatAnswer, chatChunk, DONE, type Handler, SSE } from '../support/scripted-backend.ts';
 import { until } from '../support/until.ts';
@@ -24,6 +25,9 @@ const places = new Map<string, string>();
 
 const METRICS_TOKEN = 'metrics-token-Zq8vXk2m';
 const BACKEND_KEY = 'sk-backend-Yw3nTr7p';
+const PROVIDER_KEY = 'sk-provider-Uc6mGh2e';
+const NEW_PROVIDER_KEY = 'sk-provider-Ja9rSv4d';
+const SECRET_KEY = 'secret-key-that-seals-what-must-be-kept-Pf1b';
 const PROMPT = 'PROMPT-what-nobody-else-may-read';
 const ANSWER = 'ANSWER-what-only-its-client-gets';
 const CONVERSATION = 'CONVERSATION-of-somebody';
@@ -72,12 +76,16 @@ beforeAll(async () => {
     env: {
       FLOTILLA_LOG_LEVEL: 'debug',
       FLOTILLA_METRICS_TOKEN: METRICS_TOKEN,
+      FLOTILLA_SECRET_KEY: SECRET_KEY,
       FLOTILLA_RUN_TIMEOUT_MS: '2000',
     },
   });
   secrets.set('the admin key', world.plane.admin_key);
   secrets.set('the metrics token', METRICS_TOKEN);
   secrets.set("the backend's key", BACKEND_KEY);
+  secrets.set("the provider's key", PROVIDER_KEY);
+  secrets.set("the provider's new key", NEW_PROVIDER_KEY);
+  secrets.set('the secret key', SECRET_KEY);
   secrets.set('a prompt', PROMPT);
   secrets.set('an answer', ANSWER);
   secrets.set('a conversation', CONVERSATION);
@@ -97,10 +105,12 @@ async function run(): Promise<void> {
   const credential = await credentialOf(node);
   secrets.set("the node's credential", credential);
   ids.push({ id: node.id, secret: credential });
+  secrets.set("the node's token", node.token);
 
   const key = await madeKey('used');
   await requests(key);
   await failures(key);
+  await providers(key);
   await wrongCredentials();
   await nodeCredentials(credential);
 }
@@ -134,11 +144,10 @@ async function requests(key: string): Promise<void> {
 
 /** Each way in which a request can fail, with the prompt in every field that could be repeated. */
 async function failures(key: string): Promise<void> {
-  for (const user of ['broken', 'busy', 'refused', 'nonsense', 'cut', 'fault']) {
-    for (const stream of user === 'nonsense' ? [false] : [true]) {
-      await world.plane.chat({ messages, user, stream }, { key, headers: affine }).then(told);
-    }
-  }
+  const broken = ['broken', 'busy', 'refused', 'nonsense', 'cut', 'fault'].map((user) =>
+    world.plane.chat({ messages, user, stream: user !== 'nonsense' }, { key, headers: affine }).then(told),
+  );
+  await Promise.all(broken);
   // Its time is over, its client leaves, an operator ends it.
   await world.plane.chat({ messages, user: 'silent' }, { key }).then(told);
   const leaving = new AbortController();
@@ -169,6 +178,42 @@ async function failures(key: string): Promise<void> {
   }
 }
 
+/** An upstream that says our key back in everything it refuses, asked in every way. */
+async function providers(key: string): Promise<void> {
+  const { url } = await world.backend((request, response) => {
+    const { user } = JSON.parse(request.body.toString()) as { user?: string };
+    const words = `${String(request.headers.authorization)} ${request.body.toString()}`;
+    if (user === 'refused') return void response.writeHead(401, { 'www-authenticate': words }).end(words);
+    return backend(request, response);
+  });
+  const made = await world.plane.send<{ id: string }>('POST', '/api/v1/providers', {
+    name: 'upstream',
+    base_url: url,
+    api_key: PROVIDER_KEY,
+  });
+  await world.plane.send('POST', '/api/v1/routes', {
+    name: 'routed',
+    targets: [{ provider: 'upstream', model: 'scripted' }],
+  });
+  const ask = (user?: string) =>
+    world.plane.chat({ model: 'routed', messages, user }, { key, headers: affine }).then(told);
+  for (const user of [undefined, 'broken', 'nonsense', 'refused']) await ask(user);
+  await world.plane.send('PATCH', `/api/v1/providers/${made.id}`, { api_key: NEW_PROVIDER_KEY });
+  await ask();
+  for (const bad of [
+    { api_key: `${PROVIDER_KEY} \u0000` },
+    { api_key: [PROVIDER_KEY] },
+    { key_header: 'host' },
+  ]) {
+    await world.plane.send('PATCH', `/api/v1/providers/${made.id}`, bad).catch(told);
+  }
+  await world.plane.send('POST', `/api/v1/providers/${made.id}/probe`);
+  places.set(
+    'the explained route',
+    JSON.stringify(await world.plane.send('POST', '/api/v1/routes/explain', { model: 'routed' })),
+  );
+}
+
 async function wrongCredentials(): Promise<void> {
   const revoked = await madeKey('revoked');
   const found = ids.find(({ secret }) => secret === revoked)!;
@@ -180,15 +225,17 @@ async function wrongCredentials(): Promise<void> {
   };
   for (const [what, secret] of Object.entries(wrong)) secrets.set(what, secret);
   const [wrong_key, wrong_node, wrong_token] = Object.values(wrong) as [string, string, string];
-  for (const bad of [revoked, wrong_key, wrong_node, wrong_token]) {
-    await world.plane.get('/api/v1/whoami', bad).catch(told);
-    await fetch(`${world.plane.url}/v1/models`, { headers: { 'x-api-key': bad } }).then(told);
-    await fetch(`${world.plane.url}/metrics`, { headers: { authorization: `Bearer ${bad}` } }).then(told);
-    await fetch(`${world.plane.url}/node/v1/link?token=${bad}`, {
+  // All at once: each refusal makes the next one from this address wait.
+  const ways = (bad: string) => [
+    world.plane.get('/api/v1/whoami', bad).catch(told),
+    fetch(`${world.plane.url}/v1/models`, { headers: { 'x-api-key': bad } }).then(told),
+    fetch(`${world.plane.url}/metrics`, { headers: { authorization: `Bearer ${bad}` } }).then(told),
+    fetch(`${world.plane.url}/node/v1/link?token=${bad}`, {
       headers: { authorization: `Bearer ${bad}` },
-    }).then(told);
-    await enrol(bad, 'nobody').then(told);
-  }
+    }).then(told),
+    enrol(bad, 'nobody').then(told),
+  ];
+  await Promise.all([revoked, wrong_key, wrong_node, wrong_token].flatMap(ways));
   const token = await world.plane.send<{ id: string; token: string }>('POST', '/api/v1/enrolment-tokens', {});
   secrets.set('a token', token.token);
   ids.push({ id: token.id, secret: token.token });
@@ -216,6 +263,10 @@ async function nodeCredentials(credential: string): Promise<void> {
   secrets.set('the new credential', rotated.credential);
   ids.push({ id: node.id, secret: rotated.credential });
   expect(rotated.credential).not.toBe(credential);
+  const { epoch } = await node.view();
+  const handed = await hand(['node', 'credential', '--state-dir', node.state_dir], {}, rotated.credential);
+  places.set('what `node credential` printed', handed.stdout + handed.stderr);
+  await until('it uses the new one', async () => (await node.view()).epoch > epoch);
   await node.restart();
   await until('it is back', async () => (await node.view()).state === 'online');
   const raw = await enrolRawNode(world, 'raw');
@@ -259,7 +310,17 @@ async function credentialOf({ state_dir }: TestNode): Promise<string> {
 
 /** Reads every place, the running processes first, then what they leave behind. */
 async function gather(): Promise<void> {
-  for (const path of ['nodes', 'jobs', 'usage', 'keys', 'enrolment-tokens', 'usage/summary']) {
+  for (const path of [
+    'nodes',
+    'jobs',
+    'usage',
+    'keys',
+    'enrolment-tokens',
+    'usage/summary',
+    'providers',
+    'routes',
+    'audit',
+  ]) {
     places.set(`/api/v1/${path}`, JSON.stringify(await world.plane.get(`/api/v1/${path}`)));
   }
   places.set('/metrics', await (await fetch(`${world.plane.url}/metrics`)).text());
@@ -317,7 +378,7 @@ async function openStoreReader() {
 
 /** Where a secret may be: its owner's own file. */
 const OWN_FILE: Record<string, string> = {
-  "the node's credential": 'node-box/credential',
+  'the new credential': 'node-box/credential',
   "the backend's key": 'node-box/node.yaml',
 };
 
@@ -330,6 +391,7 @@ describe('after everything that may happen', () => {
       expect(names).toContain(name);
     }
     expect(places.get('the log of the control plane')).toContain('"level":"debug"');
+    expect(places.get('the table providers')).toContain('"key_sealed":"v1.');
     expect(places.get('the table usage')!.split('\n').length).toBeGreaterThan(10);
     expect(places.get('the table attempts')!.split('\n').length).toBeGreaterThan(10);
   });

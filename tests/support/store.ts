@@ -64,7 +64,7 @@ export async function fillDataDir(data_dir: string): Promise<void> {
 
 /**
  * Making a store takes seconds, so it is made once for all runs on this machine and copied; another version of PGlite
- * or other migrations make their own. A store that is made for real: tests/conformance/embedded.test.ts.
+ * or other migrations make their own. A store that is made for real: tests/long/embedded.test.ts.
  */
 export async function storeTemplate(): Promise<string> {
   const manifest = new URL('../../node_modules/@electric-sql/pglite/package.json', import.meta.url);

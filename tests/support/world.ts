@@ -18,6 +18,8 @@ export interface World {
   readonly dir: string;
   /** Undefined: the store is embedded, in `<dir>/plane`. */
   readonly database_url: string | undefined;
+  /** What the control plane reaches its database through, where `cuttable_store` asked for that. */
+  readonly store_link: Proxy | undefined;
   readonly plane: Plane;
   node(options: NodeOptions): Promise<TestNode>;
   backend(answer: Handler, models?: string[]): Promise<ScriptedBackend>;
@@ -43,7 +45,8 @@ interface Plane {
     body: Record<string, unknown>,
     init?: Omit<RequestInit, 'headers'> & { key?: string; headers?: Record<string, string> },
   ): Promise<Response>;
-  restart(): Promise<void>;
+  /** @param more settings that it has from then on */
+  restart(more?: Record<string, string>): Promise<void>;
 }
 
 interface NodeOptions {
@@ -67,6 +70,8 @@ export interface TestNode {
   readonly id: string;
   readonly name: string;
   readonly state_dir: string;
+  /** What it joined with. */
+  readonly token: string;
   program(): Program;
   /** Everything every process of it printed. */
   output(): string;
@@ -77,22 +82,37 @@ export interface TestNode {
 export interface WorldOptions {
   heartbeat_ms?: number;
   env?: Record<string, string>;
+  /** On PostgreSQL, put a hop between control plane and database. */
+  cuttable_store?: boolean;
 }
 
 const ADMIN_KEY = `flk_test-${'x'.repeat(40)}`;
 
-export async function openWorld({ heartbeat_ms = 500, env = {} }: WorldOptions = {}): Promise<World> {
+export async function openWorld({
+  heartbeat_ms = 500,
+  env = {},
+  cuttable_store = false,
+}: WorldOptions = {}): Promise<World> {
   const dir = await mkdtemp(join(tmpdir(), 'flotilla-world-'));
   const database = await testDatabaseUrl();
   if (database === undefined) await fillDataDir(join(dir, 'plane'));
   const programs: Program[] = [];
   const closers: (() => Promise<void>)[] = [];
+  const store_url = database === undefined ? undefined : new URL(database.url);
+  const store_link =
+    store_url === undefined || !cuttable_store
+      ? undefined
+      : await startProxy({ host: store_url.hostname, port: Number(store_url.port || 5432) });
+  if (store_url !== undefined && store_link !== undefined) {
+    store_url.host = `127.0.0.1:${store_link.port}`;
+    closers.push(() => store_link.close());
+  }
   const settings = {
     FLOTILLA_HOST: '127.0.0.1',
     FLOTILLA_ADMIN_KEY: ADMIN_KEY,
     FLOTILLA_DATA_DIR: join(dir, 'plane'),
     FLOTILLA_HEARTBEAT_MS: String(heartbeat_ms),
-    ...(database === undefined ? {} : { DATABASE_URL: database.url }),
+    ...(store_url === undefined ? {} : { DATABASE_URL: store_url.href }),
     ...env,
   };
   const start = (args: string[], more: Record<string, string>) => {
@@ -105,6 +125,7 @@ export async function openWorld({ heartbeat_ms = 500, env = {} }: WorldOptions =
   const world: World = {
     dir,
     database_url: database?.url,
+    store_link,
     plane,
     async node(options) {
       const node = await startNode(plane, start, dir, options);
@@ -129,6 +150,7 @@ export async function openWorld({ heartbeat_ms = 500, env = {} }: WorldOptions =
     nodes: async () => (await plane.get<{ data: NodeView[] }>('/api/v1/nodes')).data,
     usage: async () => (await plane.get<{ data: UsageRow[] }>('/api/v1/usage?limit=500')).data,
     async close() {
+      // The store's hop goes with the backends: a control plane must end without its store as well.
       for (const close of closers) await close();
       await Promise.all(programs.map((program) => program.stop()));
       await database?.drop();
@@ -186,8 +208,9 @@ async function startPlane(start: Start, settings: Record<string, string>, port: 
         body: JSON.stringify({ model: 'scripted', messages: [{ role: 'user', content: 'Hello' }], ...body }),
         ...init,
       }),
-    async restart() {
+    async restart(more = {}) {
       await runs.at(-1)!.stop();
+      Object.assign(settings, more);
       await run();
     },
   };
@@ -228,6 +251,7 @@ async function startNode(plane: Plane, start: Start, dir: string, options: NodeO
     id,
     name: options.name,
     state_dir,
+    token,
     program: () => runs.at(-1)!,
     output: () => runs.map((program) => program.output()).join(''),
     view: () => plane.get<NodeView>(`/api/v1/nodes/${id}`),

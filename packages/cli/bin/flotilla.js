@@ -1,18 +1,22 @@
 #!/usr/bin/env node
 // The launcher. Plain JavaScript that old Node versions can read: it finds a Node
-// that is new enough for the program itself (which is TypeScript, run by type
-// stripping) and hands over to it.
+// that is new enough for the program itself and hands over to it. In the repository
+// that is TypeScript, run by type stripping; in the package, the bundle made of it.
 import { spawn } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { constants } from 'node:os';
 import { dirname, join } from 'node:path';
+import { isatty } from 'node:tty';
 import { fileURLToPath } from 'node:url';
 
 const REQUIRED_MAJOR = 24;
+const PACKAGED = '../dist/main.js';
 
 if (Number(process.versions.node.split('.')[0]) >= REQUIRED_MAJOR) {
-  await import('../src/main.ts');
+  await (existsSync(new URL('../src/main.ts', import.meta.url))
+    ? import('../src/main.ts')
+    : import(PACKAGED));
 } else {
   const node = bundledNode();
   if (node === undefined) {
@@ -47,9 +51,10 @@ function handOver(node) {
   // Having a handler keeps this process alive until the child has ended. A terminal
   // sends Ctrl-C to the whole process group, so the child gets that one itself: only
   // signals that were aimed at us are passed on, and SIGINT counts as such when there
-  // is no terminal.
+  // is no terminal: on none of the three, since any of them may be redirected.
+  const inTerminal = [0, 1, 2].some((descriptor) => isatty(descriptor));
   const forward = (signal) => {
-    if (signal === 'SIGINT' && process.stdin.isTTY) return;
+    if (signal === 'SIGINT' && inTerminal) return;
     child.kill(signal);
   };
   const signals = ['SIGINT', 'SIGTERM', 'SIGHUP'];

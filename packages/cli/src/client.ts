@@ -27,8 +27,12 @@ export function withClient(command: Command): Command {
     .optionsGroup('Options:');
 }
 
+export function controlUrl({ url }: ClientFlags): string {
+  return url ?? (process.env['FLOTILLA_URL'] || DEFAULT_URL);
+}
+
 export async function openClient(flags: ClientFlags): Promise<Flotilla> {
-  const url = flags.url ?? (process.env['FLOTILLA_URL'] || DEFAULT_URL);
+  const url = controlUrl(flags);
   if (!URL.canParse(url) || !/^https?:$/.test(new URL(url).protocol)) {
     throw new UsageError(
       `${JSON.stringify(url)} is no address of a control plane.`,

@@ -18,7 +18,8 @@ export class UsageError extends CommandError {
   override readonly name = 'UsageError';
 }
 
-export const EXIT = { done: 0, failed: 1, usage: 2 } as const;
+/** `unwanted`: the control plane wants this daemon no more (revoked, superseded); another start would change nothing. */
+export const EXIT = { done: 0, failed: 1, usage: 2, unwanted: 3 } as const;
 
 /** Reports an error on stderr, as JSON when the command was asked for JSON, and says which exit code it has. */
 export function report(error: unknown, json: boolean): number {
@@ -27,8 +28,15 @@ export function report(error: unknown, json: boolean): number {
     note(JSON.stringify({ error: { message, ...(next === undefined ? {} : { next }), ...factsOf(error) } }));
   else note(`error: ${harmless(message)}${next === undefined ? '' : `\n${harmless(next)}`}`);
   if (process.env['FLOTILLA_LOG_LEVEL'] === 'debug' && error instanceof Error) note(error.stack ?? '');
-  return error instanceof UsageError ? EXIT.usage : EXIT.failed;
+  return isUsage(error) ? EXIT.usage : EXIT.failed;
 }
+
+/** A wrong setting or address is wrong usage wherever it was found; its package is loaded only where it is needed. */
+function isUsage(error: unknown): boolean {
+  return error instanceof UsageError || (error instanceof Error && WRONG_SETTINGS.has(error.name));
+}
+
+const WRONG_SETTINGS = new Set(['ConfigError', 'AddressError']);
 
 function factsOf(error: unknown): object {
   if (!(error instanceof FlotillaApiError)) return {};
@@ -56,6 +64,9 @@ const FAULTS = new Set(['TypeError', 'RangeError', 'ReferenceError', 'SyntaxErro
 function nextAfter(error: FlotillaApiError): string | undefined {
   switch (error.code) {
     case 'unreachable':
+      if (/certificate/i.test(error.message)) {
+        return "If it is signed by an authority of your own, give that one's certificate in NODE_EXTRA_CA_CERTS.";
+      }
       return 'Is it running? `flotilla up` starts one here; --url or FLOTILLA_URL names another.';
     case 'unauthorized':
       return 'Give a valid key with --api-key or FLOTILLA_API_KEY; `flotilla up` keeps its own in <data-dir>/admin-key.';

@@ -13,6 +13,8 @@ const DEFAULT_VERB: Record<string, string> = {
   models: 'list',
   keys: 'list',
   tokens: 'list',
+  providers: 'list',
+  routes: 'list',
 };
 
 /**

@@ -44,17 +44,29 @@ export function duration(value: string): number {
   return duration_ms;
 }
 
+const LONGEST_DEADLINE_MS = 86_400_000;
+
+/** How long a drain may take; the daemon and the control plane refuse more. */
+export function deadline(value: string): number {
+  const deadline_ms = duration(value);
+  if (deadline_ms > LONGEST_DEADLINE_MS) throw new InvalidArgumentError('A deadline is 1d at most.');
+  return deadline_ms;
+}
+
 /** A moment: so long ago (`24h`), or a date. Gives ISO-8601 UTC. */
 export function moment(value: string): string {
-  const past_ms = parseDuration(value);
-  const time = past_ms === undefined ? Date.parse(value) : Date.now() - past_ms;
-  if (Number.isNaN(time))
-    throw new InvalidArgumentError('Write it like 24h (ago), 2026-01-31 or 2026-01-31T12:00:00Z.');
-  return new Date(time).toISOString();
+  return momentFrom(value, -1, '24h (ago)');
 }
 
 /** A moment that far in the future (`30d`), or a date. */
 export function futureMoment(value: string): string {
+  return momentFrom(value, 1, '30d (from now)');
+}
+
+function momentFrom(value: string, direction: 1 | -1, example: string): string {
   const away_ms = parseDuration(value);
-  return away_ms === undefined ? moment(value) : new Date(Date.now() + away_ms).toISOString();
+  const time = away_ms === undefined ? Date.parse(value) : Date.now() + direction * away_ms;
+  if (Number.isNaN(time))
+    throw new InvalidArgumentError(`Write it like ${example}, 2026-01-31 or 2026-01-31T12:00:00Z.`);
+  return new Date(time).toISOString();
 }

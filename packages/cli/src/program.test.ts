@@ -4,7 +4,7 @@ import type { ServerResponse } from 'node:http';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Command } from 'commander';
-import { afterEach, describe, expect, test, vi } from 'vitest';
+import { afterEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { buildProgram } from './program.ts';
 import { run, start } from './testing/command.ts';
 import { FakeControl } from './testing/fake-control.ts';
@@ -19,6 +19,9 @@ async function serve(routes: Record<string, unknown>): Promise<FakeControl> {
 }
 
 const COMMANDS = [
+  'audit',
+  'backup',
+  'doctor',
   'up',
   'control',
   'join',
@@ -26,7 +29,12 @@ const COMMANDS = [
   'node status',
   'node drain',
   'node leave',
+  'node service install',
+  'node service uninstall',
+  'node service status',
+  'node credential',
   'nodes list',
+  'nodes models',
   'nodes show',
   'nodes cordon',
   'nodes uncordon',
@@ -38,28 +46,47 @@ const COMMANDS = [
   'jobs show',
   'jobs explain',
   'jobs cancel',
+  'jobs submit',
+  'jobs watch',
+  'jobs result',
+  'jobs delete',
+  'models discover',
   'models list',
   'keys list',
   'keys create',
   'keys show',
+  'keys limits',
   'keys update',
   'keys revoke',
   'tokens list',
   'tokens create',
   'tokens delete',
+  'providers list',
+  'providers show',
+  'providers create',
+  'providers update',
+  'providers enable',
+  'providers disable',
+  'providers probe',
+  'providers delete',
+  'routes list',
+  'routes show',
+  'routes explain',
+  'routes create',
+  'routes update',
+  'routes enable',
+  'routes disable',
+  'routes delete',
   'usage',
   'chat',
   'sim backend',
+  'restore',
+  'store copy',
 ];
 
 describe('help', () => {
   test('of every command says what it does and has an example', () => {
-    const program = buildProgram();
-    const found = program.commands.flatMap((group) =>
-      group.commands.length === 0
-        ? [[group.name(), helpOf(group)] as const]
-        : group.commands.map((command) => [`${group.name()} ${command.name()}`, helpOf(command)] as const),
-    );
+    const found = buildProgram().commands.flatMap((group) => verbsOf(group, group.name()));
     expect(found.map(([name]) => name).sort()).toEqual(COMMANDS.toSorted());
     for (const [name, help] of found) {
       expect(help).toContain(`Usage: flotilla ${name}`);
@@ -79,6 +106,12 @@ describe('help', () => {
   });
 });
 
+/** The commands that do something, by their whole names; a group only has others. */
+function verbsOf(command: Command, name: string): (readonly [string, string])[] {
+  if (command.commands.length === 0) return [[name, helpOf(command)]];
+  return command.commands.flatMap((verb) => verbsOf(verb, `${name} ${verb.name()}`));
+}
+
 /** What `--help` prints, with what is added to it. */
 function helpOf(command: Command): string {
   let help = '';
@@ -96,17 +129,47 @@ describe('wrong usage ends with 2 and says what was meant', () => {
     ['nodes show', "missing required argument 'node'"],
     ['join http://127.0.0.1:1', '--token'],
     ['join http://127.0.0.1:1 --token nonsense', 'begins with fle_'],
-    ['usage --by color', 'Allowed choices are model, key, node, day'],
+    ['usage --by color', 'Allowed choices are model, key, node, provider, day'],
     ['nodes drain x --deadline 5', 'Write it like 90s'],
+    ['nodes drain x --deadline 2d', '1d at most'],
+    ['jobs submit night.jsonl --message x', 'not both'],
+    ['node drain --deadline 25h', '1d at most'],
+    ['node leave --deadline 2d', '1d at most'],
     ['keys create x --admin --scope jobs', '--admin may do everything'],
     ['keys update key_1', 'Nothing to change'],
     ['sim backend --fault sulk', 'There are: '],
     ['models --url localhost:7400', 'is no address'],
     ['up --port 65536', '65535 at most'],
+    ['join nowhere --token fle_x --state-dir /nonexistent', 'is no http or https address'],
+    ['keys create x --expires soon', '30d (from now)'],
+    ['keys create x --token-budget 1000', '1000000/month or 500k/day'],
+    ['keys create x --token-budget 1000/year', 'day, week, month, total'],
+    ['keys create x --token-budget 0/day', '1 is the least'],
+    ['keys create x --tokens-per-minute 1.5k', 'A whole number is expected'],
+    ['usage --since soon', '24h (ago)'],
   ])('flotilla %s', async (line, message) => {
     const { code, stdout, stderr } = await run(line.split(' '));
     expect(stderr).toContain(message);
     expect({ code, stdout }).toEqual({ code: 2, stdout: '' });
+  });
+
+  test('a setting of `join`, which then uses no token', async () => {
+    const control = await serve({});
+    const dir = await mkdtemp(join(tmpdir(), 'flotilla-cli-'));
+    onTestFinished(() => rm(dir, { recursive: true }));
+    const args = ['join', control.url, '--token', 'fle_x', '--state-dir', dir, '--backend', '127.0.0.1:9000'];
+    const { code, stdout, stderr } = await run(args);
+    expect(stderr).toContain('"127.0.0.1:9000" is no http or https address');
+    expect({ code, stdout }).toEqual({ code: 2, stdout: '' });
+    const environment = { FLOTILLA_NODE_STATUS_PORT: 'many' };
+    expect(await run(args.slice(0, -2), environment)).toMatchObject({ code: 2 });
+    expect(control.asked).toEqual([]);
+  });
+
+  test('a setting of the environment', async () => {
+    const { code, stderr } = await run(['control'], { FLOTILLA_PORT: 'many' });
+    expect(stderr).toContain('FLOTILLA_PORT is "many"; it must be a whole number');
+    expect(code).toBe(2);
   });
 });
 
@@ -132,6 +195,16 @@ describe('a failure ends with 1, on stderr, with what to do next', () => {
         message: expect.stringContaining('node_x'),
       },
     });
+  });
+
+  test.each(['', '--json'])('the key that was to be revoked is still valid %s', async (flag) => {
+    const flags = flag === '' ? [] : [flag];
+    const control = await serve({
+      'DELETE /api/v1/keys/key_1': { id: 'key_1', name: 'ci', revoked_at: null },
+    });
+    const { code, stdout, stderr } = await run(['keys', 'revoke', 'key_1', ...flags], control.environment);
+    expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
+    expect(stderr).toContain('did not revoke key_1');
   });
 
   test('no key is known', async () => {
@@ -194,12 +267,91 @@ describe('output', () => {
     expect(control.asked[0]?.body).toEqual({ name: 'ci', allowed_models: ['a', 'b*'], concurrency: 2 });
   });
 
+  test('limits on tokens are given in words, and none lifts them', async () => {
+    const key = { id: 'key_1', name: 'ci', scopes: [], allowed_models: [], node_labels: {} };
+    const control = await serve({
+      'POST /api/v1/keys': { ...key, key: 'flk_secret' },
+      'PATCH /api/v1/keys/key_1': { ...key, tokens_per_minute: null, token_budget: null },
+    });
+    const limits = ['--tokens-per-minute', '20k', '--token-budget', '2M/week'];
+    expect(await run(['keys', 'create', 'ci', ...limits], control.environment)).toMatchObject({ code: 0 });
+    const lifted = ['--tokens-per-minute', 'none', '--token-budget', 'none'];
+    await run(['keys', 'create', 'ci', ...lifted], control.environment);
+    expect(await run(['keys', 'update', 'key_1', ...lifted], control.environment)).toMatchObject({ code: 0 });
+    expect(control.asked.map(({ body }) => body)).toEqual([
+      { name: 'ci', tokens_per_minute: 20_000, token_budget: { tokens: 2_000_000, period: 'week' } },
+      { name: 'ci' },
+      { tokens_per_minute: null, token_budget: null },
+    ]);
+  });
+
+  test("of a key's limits is what is left of each", async () => {
+    const left = {
+      key: 'key_1',
+      requests: null,
+      tokens: { limit: 20_000, remaining: 19_000, reset_ms: 3000 },
+      concurrency: { limit: 4, in_use: 1 },
+      budget: {
+        tokens: 1_000_000,
+        period: 'month',
+        used: 400,
+        reserved: 100,
+        remaining: 999_500,
+        period_started_at: '2026-01-01T00:00:00.000Z',
+        renews_at: '2026-02-01T00:00:00.000Z',
+      },
+    };
+    const control = await serve({ 'GET /api/v1/usage/limits': left });
+    const { stdout } = await run(['keys', 'limits'], control.environment);
+    expect(stdout).toMatch(/requests +no limit\n/);
+    expect(stdout).toMatch(/tokens +19,000 of 20,000 a minute left, all of them in 3/);
+    expect(stdout).toMatch(/at once +1 of 4 under way\n/);
+    expect(stdout).toMatch(/budget +1,000,000 tokens a month\n[^]*left +999,500\n[^]*renews +2026-02-01/);
+  });
+
+  test.each([
+    ['https://fleet.example', 'flotilla join https://fleet.example --token fle_1\n'],
+    ['http://fleet.lan', 'flotilla join http://fleet.lan --token fle_1 --insecure\n'],
+    [null, 'in place of 127.0.0.1'],
+  ])(
+    'of a new token has the address that machines reach the control plane by: %s',
+    async (public_url, said) => {
+      const made = {
+        id: 'enr_1',
+        token: 'fle_1',
+        max_uses: 1,
+        expires_at: '2026-01-01T00:00:00Z',
+        public_url,
+      };
+      const control = await serve({ 'POST /api/v1/enrolment-tokens': made });
+      const { stdout, stderr } = await run(['tokens', 'create'], control.environment);
+      expect(stdout).toBe('fle_1\n');
+      expect(stderr).toContain(said);
+      if (public_url !== null) expect(stderr).not.toContain('127.0.0.1');
+    },
+  );
+
   test('of nodes says why one is not well', async () => {
     const control = await serve({ 'GET /api/v1/nodes': { data: [NODE], next_after: null } });
     const { stdout } = await run(['nodes'], control.environment);
     expect(stdout).toMatch(/attic +suspect +degraded +1\/4 +llama3 .*2\.5 H silent/);
     const shown = await run(['nodes', 'show', 'attic'], control.environment);
     expect(shown.stdout).toContain('ollama is slow');
+  });
+
+  test('of an explanation has every node while the job is open, and says where to look once it has ended', async () => {
+    const path = 'GET /api/v1/jobs/job_1/explain';
+    const nodes = [{ node: 'node_1', name: 'attic', verdict: 'full', reasons: ['all its slots are taken'] }];
+    const open = await serve({ [path]: { id: 'job_1', state: 'queued', summary: 'It waits.', nodes } });
+    const waiting = await run(['jobs', 'explain', 'job_1'], open.environment);
+    expect(waiting.stdout).toMatch(/^It waits\.\n\n[^]*attic +full +all its slots are taken/);
+    open.close();
+    const over = await serve({
+      [path]: { id: 'job_1', state: 'failed', summary: 'It has ended.', nodes: [] },
+    });
+    const ended = await run(['jobs', 'explain', 'job_1'], over.environment);
+    expect(ended.stdout).toBe('It has ended.\n');
+    expect(ended.stderr).toContain('flotilla jobs show job_1');
   });
 
   test('of usage is asked for with its filters and grouping', async () => {

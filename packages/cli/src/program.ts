@@ -1,13 +1,19 @@
 import { Command, CommanderError } from 'commander';
+import { addAudit } from './commands/audit.ts';
+import { addBackup, addRestore } from './commands/backup.ts';
 import { addChat } from './commands/chat.ts';
 import { addControl } from './commands/control.ts';
+import { addDoctor } from './commands/doctor.ts';
 import { addJobs } from './commands/jobs.ts';
 import { addJoin } from './commands/join.ts';
 import { addKeys } from './commands/keys.ts';
 import { addModels } from './commands/models.ts';
 import { addNode } from './commands/node.ts';
 import { addNodes } from './commands/nodes.ts';
+import { addProviders } from './commands/providers.ts';
+import { addRoutes } from './commands/routes.ts';
 import { addSim } from './commands/sim.ts';
+import { addStore } from './commands/store.ts';
 import { addTokens } from './commands/tokens.ts';
 import { addUp } from './commands/up.ts';
 import { addUsage } from './commands/usage.ts';
@@ -41,6 +47,13 @@ export function buildProgram(): Command {
   addJobs(program);
   addKeys(program);
   addTokens(program);
+  addProviders(program);
+  addRoutes(program);
+  addAudit(program);
+  addDoctor(program);
+  addBackup(program);
+  addRestore(program);
+  addStore(program);
   program.commandsGroup('Try and test:');
   addSim(program);
   // `flotilla nodes --help` is enough; `flotilla nodes help show` would only be one more thing to read.

@@ -3,7 +3,7 @@ import { closeSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { openLog } from './log-file.ts';
 
-const LAUNCHER = fileURLToPath(new URL('../bin/flotilla.js', import.meta.url));
+export const LAUNCHER = fileURLToPath(new URL('../bin/flotilla.js', import.meta.url));
 
 export interface SelfOptions {
   args: string[];

@@ -1,7 +1,8 @@
 import { homedir } from 'node:os';
 import { join } from 'node:path';
+import { nearest } from '@flotilla/core';
 import { z } from 'zod';
-import { nearest } from './nearest.ts';
+import { isNetwork } from './http/client-address.ts';
 import { LOG_LEVELS } from './telemetry/log.ts';
 
 /**
@@ -26,17 +27,31 @@ const whole = (least: number, most: number) =>
   z.coerce.number('a whole number').int('a whole number').min(least).max(most);
 const duration_ms = (most = 24 * 3_600_000) => whole(1, most);
 const days = whole(1, 36_500);
+const proxy = z.url({
+  protocol: /^(https?|socks5?)$/,
+  error: 'an address that starts with http:// or https://',
+});
+/** In a variable: `a,b`. */
+const list = (readable: (item: string) => boolean, expected: string) =>
+  z
+    .string()
+    .transform((text) => text.split(',').map((item) => item.trim()))
+    .refine((items) => items.every(readable), expected);
+
+function isOrigin(text: string): boolean {
+  return text === '*' || (/^https?:/.test(text) && URL.canParse(text) && new URL(text).origin === text);
+}
 
 export const controlSettings = z.strictObject({
   port: setting(
     whole(0, 65_535).default(7400),
     ['FLOTILLA_PORT', 'PORT'],
-    'One port for API, node links and dashboard; 0 takes a free one.',
+    'One port for API and node links; 0 takes a free one.',
   ),
   host: setting(
     z.string().min(1).default('127.0.0.1'),
     ['FLOTILLA_HOST'],
-    'Only this machine, until its owner says otherwise.',
+    'The address it listens on: only this machine, until its owner says otherwise; 0.0.0.0 is everywhere.',
   ),
   public_url: setting(
     z
@@ -45,6 +60,28 @@ export const controlSettings = z.strictObject({
       .optional(),
     ['FLOTILLA_PUBLIC_URL'],
     'The address that other machines reach this one by; printed in join commands.',
+  ),
+  tls_cert: setting(
+    z.string().min(1).optional(),
+    ['FLOTILLA_TLS_CERT'],
+    'A PEM file with the certificate and those that signed it: makes the port https and wss. Read again when it changes.',
+  ),
+  tls_key: setting(
+    z.string().min(1).optional(),
+    ['FLOTILLA_TLS_KEY'],
+    'The PEM file with the key of that certificate.',
+  ),
+  trusted_proxies: setting(
+    list(isNetwork, 'a list of addresses and networks, like 10.0.0.0/8,::1').default([]),
+    ['FLOTILLA_TRUSTED_PROXIES'],
+    'Proxies whose X-Forwarded-For is believed: addresses and networks, like `10.0.0.0/8,::1`. Nobody, until told.',
+  ),
+  cors_origins: setting(
+    list(isOrigin, '* alone, or a list of origins like https://app.example (no path, no slash at the end)')
+      .refine((origins) => origins.length === 1 || !origins.includes('*'), '* alone, or a list of origins')
+      .default([]),
+    ['FLOTILLA_CORS_ORIGINS'],
+    'Web pages that may call this API from a browser: origins like `https://app.example,https://b.example`, or `*`.',
   ),
   data_dir: setting(
     z
@@ -75,7 +112,37 @@ export const controlSettings = z.strictObject({
       .regex(/^[\x21-\x7e]+$/, 'made of printable ASCII without spaces: it travels in a header')
       .optional(),
     ['FLOTILLA_ADMIN_KEY'],
-    'The first key of an installation; stored as a hash, once.',
+    'The first key of an installation, 32 characters or more, with the role admin; stored as a hash, once.',
+  ),
+  secret_key: secret(
+    z
+      .string()
+      .min(32, 'at least 32 characters: whoever guesses it reads the keys of all providers')
+      .max(1024)
+      .optional(),
+    ['FLOTILLA_SECRET_KEY'],
+    'Seals what must be kept to be used, like the keys of providers, 32 characters or more; checked at start. ' +
+      'Keep a copy: without it they are lost.',
+  ),
+  secret_key_previous: secret(
+    z.string().min(32, 'at least 32 characters, as it was').max(1024).optional(),
+    ['FLOTILLA_SECRET_KEY_PREVIOUS'],
+    'The FLOTILLA_SECRET_KEY of before, for the one start at which a new one takes its place; then not needed any more.',
+  ),
+  https_proxy: secret(
+    proxy.optional(),
+    ['https_proxy', 'HTTPS_PROXY'],
+    'The way to providers with an https address; it has to allow CONNECT. This machine itself is never asked through it.',
+  ),
+  http_proxy: secret(
+    proxy.optional(),
+    ['http_proxy', 'HTTP_PROXY'],
+    'The way to providers with an http address; without HTTPS_PROXY to the others as well.',
+  ),
+  no_proxy: setting(
+    z.string().optional(),
+    ['no_proxy', 'NO_PROXY'],
+    'Providers that are asked without a proxy: names, domains like `.internal`, or `*`, with commas.',
   ),
   heartbeat_ms: setting(
     whole(50, 600_000).default(5000),
@@ -85,17 +152,17 @@ export const controlSettings = z.strictObject({
   connect_timeout_ms: setting(
     duration_ms().default(5000),
     ['FLOTILLA_CONNECT_TIMEOUT_MS'],
-    'A backend that takes longer to accept a connection is not there.',
+    'How long a connection to an upstream provider may take; a node reads the same variable for its backends.',
   ),
   first_byte_timeout_ms: setting(
     duration_ms().default(300_000),
     ['FLOTILLA_FIRST_BYTE_TIMEOUT_MS'],
-    'Long enough to load a large model from disk, which is no failure.',
+    'How long a backend may take to the first byte of its answer: loading a large model from disk is no failure.',
   ),
   idle_timeout_ms: setting(
     duration_ms().default(120_000),
     ['FLOTILLA_IDLE_TIMEOUT_MS'],
-    'Between two bytes of an answer under way.',
+    'How long a backend may be silent between two bytes of an answer under way.',
   ),
   client_stall_timeout_ms: setting(
     duration_ms().default(30_000),
@@ -117,6 +184,11 @@ export const controlSettings = z.strictObject({
     ['FLOTILLA_DRAIN_TIMEOUT_MS'],
     'How long a stop waits for answers under way; under the 30 s that supervisors grant.',
   ),
+  discovery_timeout_ms: setting(
+    whole(100, 600_000).default(30_000),
+    ['FLOTILLA_DISCOVERY_TIMEOUT_MS'],
+    'How long a node may take to tell its models when it is asked: a full disk of them takes Ollama some seconds.',
+  ),
   queue_bound: setting(
     whole(0, 1_000_000).default(1000),
     ['FLOTILLA_QUEUE_BOUND'],
@@ -130,7 +202,22 @@ export const controlSettings = z.strictObject({
   body_memory_bytes: setting(
     whole(1024, 64 * 1024 * MIB).default(256 * MIB),
     ['FLOTILLA_BODY_MEMORY_BYTES'],
-    'All request bodies held at once; more are refused with 503 instead of ending the process.',
+    'All request bodies held at once, with the results of detached jobs under way; more are refused with 503 instead of ending the process, and detached jobs wait. At least 4 times the largest request.',
+  ),
+  result_limit_bytes: setting(
+    whole(1024, 256 * MIB).default(16 * MIB),
+    ['FLOTILLA_RESULT_LIMIT_BYTES'],
+    'The largest answer that is kept as the result of a detached job; a larger one fails it.',
+  ),
+  detached_queue_timeout_ms: setting(
+    duration_ms(30 * 24 * 3_600_000).default(24 * 3_600_000),
+    ['FLOTILLA_DETACHED_QUEUE_TIMEOUT_MS'],
+    'How long a detached job waits for a slot, unless it says otherwise.',
+  ),
+  detached_retention_ms: setting(
+    duration_ms(365 * 24 * 3_600_000).default(24 * 3_600_000),
+    ['FLOTILLA_DETACHED_RETENTION_MS'],
+    'How long request and result of a detached job are kept after its end, unless it says otherwise.',
   ),
   connection_limit: setting(
     whole(1, 1_000_000).default(10_000),
@@ -140,18 +227,37 @@ export const controlSettings = z.strictObject({
   job_retention_days: setting(
     days.default(30),
     ['FLOTILLA_JOB_RETENTION_DAYS'],
-    'Finished jobs and the stories of their attempts.',
+    'How long finished jobs and the stories of their attempts are kept.',
   ),
   usage_retention_days: setting(
     days.default(400),
     ['FLOTILLA_USAGE_RETENTION_DAYS'],
-    'Usage rows: a year, and a month to look back on it.',
+    'How long usage rows are kept: a year, and a month to look back on it.',
   ),
-  log_level: setting(z.enum(LOG_LEVELS).default('info'), ['FLOTILLA_LOG_LEVEL'], 'No level prints a body.'),
+  audit_retention_days: setting(
+    days.default(400),
+    ['FLOTILLA_AUDIT_RETENTION_DAYS'],
+    'How long the rows of the audit are kept.',
+  ),
+  log_level: setting(
+    z.enum(LOG_LEVELS).default('info'),
+    ['FLOTILLA_LOG_LEVEL'],
+    'What the log has; no level prints a body.',
+  ),
+  otlp_endpoint: setting(
+    z.url({ protocol: /^https?$/, error: 'an address that starts with http:// or https://' }).optional(),
+    ['OTEL_EXPORTER_OTLP_ENDPOINT'],
+    'A collector that takes OTLP over HTTP, like http://127.0.0.1:4318: it gets a trace of each inference request.',
+  ),
+  trace_ratio: setting(
+    z.coerce.number('a number from 0 to 1').min(0).max(1).default(1),
+    ['OTEL_TRACES_SAMPLER_ARG'],
+    'Of requests that bring no trace of their own, the part that gets one, from 0 to 1.',
+  ),
   metrics_token: secret(
     z.string().min(16, 'at least 16 characters').max(256).optional(),
     ['FLOTILLA_METRICS_TOKEN'],
-    'Lets a scraper on another machine read /metrics.',
+    'Lets a scraper on another machine read /metrics, as a bearer token; 16 characters or more.',
   ),
 });
 
@@ -173,16 +279,8 @@ const FOREIGN_VARIABLES = [
   'FLOTILLA_API_KEY',
   'FLOTILLA_NODE_STATE_DIR',
   'FLOTILLA_NODE_STATUS_PORT',
-  'FLOTILLA_SECRET_KEY',
   'FLOTILLA_TEST_DATABASE_URL',
 ];
-/** To ignore these in silence would leave a person believing in what is not there. */
-const UNSUPPORTED_VARIABLES: Record<string, string> = {
-  FLOTILLA_TLS_CERT: 'this version does not terminate TLS: put a reverse proxy in front of it',
-  FLOTILLA_TLS_KEY: 'this version does not terminate TLS: put a reverse proxy in front of it',
-  FLOTILLA_TRUSTED_PROXIES: 'this version reads no forwarded addresses',
-  FLOTILLA_CORS_ORIGINS: 'this version answers no cross-origin requests',
-};
 const TEST_HEARTBEAT_MS = 2000;
 
 export type Environment = Readonly<Record<string, string | undefined>>;
@@ -206,6 +304,9 @@ export function readControlConfig(env: Environment, flags: ControlFlags = {}): C
   if (!parsed.success)
     throw new ConfigError(parsed.error.issues.map((issue) => complain(issue, given, origins)).join('\n'));
   refuseSecondReplica(parsed.data);
+  refuseHalfTls(parsed.data);
+  refusePreviousAlone(parsed.data);
+  refuseScarceMemory(parsed.data);
   return Object.freeze({ ...parsed.data, warnings: Object.freeze(warningsOf(env, parsed.data)) });
 }
 
@@ -257,6 +358,40 @@ function refuseSecondReplica(settings: ControlSettings): void {
   );
 }
 
+function refuseHalfTls({ tls_cert, tls_key, public_url }: ControlSettings): void {
+  if ((tls_cert === undefined) !== (tls_key === undefined)) {
+    const [given, missing] =
+      tls_cert === undefined
+        ? ['FLOTILLA_TLS_KEY', 'FLOTILLA_TLS_CERT']
+        : ['FLOTILLA_TLS_CERT', 'FLOTILLA_TLS_KEY'];
+    throw new ConfigError(`${given} is set, but ${missing} is not: TLS needs the certificate and its key.`);
+  }
+  if (tls_cert !== undefined && public_url?.startsWith('http:') === true) {
+    throw new ConfigError(
+      `FLOTILLA_PUBLIC_URL is ${public_url}, but with FLOTILLA_TLS_CERT the port speaks https.`,
+    );
+  }
+}
+
+function refusePreviousAlone({ secret_key, secret_key_previous }: ControlSettings): void {
+  if (secret_key_previous === undefined || secret_key !== undefined) return;
+  throw new ConfigError(
+    'FLOTILLA_SECRET_KEY_PREVIOUS is set, but FLOTILLA_SECRET_KEY, which is to take its place, is not.',
+  );
+}
+
+/** With less, attached bodies would leave no room for a claim, and detached jobs would wait for as long as they come. */
+const BODIES_LEAST = 4;
+
+function refuseScarceMemory({ body_limit_bytes, body_memory_bytes }: ControlSettings): void {
+  const least = BODIES_LEAST * body_limit_bytes;
+  if (body_memory_bytes >= least) return;
+  throw new ConfigError(
+    `FLOTILLA_BODY_MEMORY_BYTES is ${body_memory_bytes}; it must be at least ${least}, ${BODIES_LEAST} times ` +
+      'FLOTILLA_BODY_LIMIT_BYTES, so that detached jobs find room beside other requests. Raise it, or lower the limit.',
+  );
+}
+
 function warningsOf(env: Environment, settings: ControlSettings): string[] {
   const warnings: string[] = [];
   if (settings.heartbeat_ms < TEST_HEARTBEAT_MS) {
@@ -271,9 +406,7 @@ function warningsOf(env: Environment, settings: ControlSettings): string[] {
   ]);
   for (const variable of Object.keys(env)) {
     if (!variable.startsWith('FLOTILLA_') || known.has(variable) || env[variable] === '') continue;
-    const reason = UNSUPPORTED_VARIABLES[variable];
-    if (reason !== undefined) warnings.push(`${variable} has no effect: ${reason}.`);
-    else warnings.push(unknownVariable(variable, known));
+    warnings.push(unknownVariable(variable, known));
   }
   return warnings;
 }

@@ -2,13 +2,17 @@ import {
   type Clock,
   type JobRecord,
   type Log,
+  type ProviderRecord,
   type Random,
   type Settlement,
   type Store,
+  periodStarts,
+  servedElsewhereInOrder,
   timings,
 } from '@flotilla/core';
 import { makeId } from '@flotilla/protocol';
 import type { FastifyInstance } from 'fastify';
+import type { Server as TlsServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
 import { createKeys, ensureAdminKey, type Keys } from './accounts/keys.ts';
 import { createLimits } from './accounts/limits.ts';
@@ -16,18 +20,27 @@ import { createSlowdown } from './accounts/slowdown.ts';
 import { startSnapshots } from './accounts/snapshots.ts';
 import { backgroundClock, systemClock, systemRandom } from './clock.ts';
 import type { ControlConfig } from './config.ts';
+import { startDiscoveries } from './discovery/discoveries.ts';
+import { createBodyMemory } from './body-memory.ts';
+import { startDetached } from './detached/detached.ts';
 import { createDispatcher, type Dispatcher } from './dispatch/dispatcher.ts';
 import { openJobs } from './dispatch/open-jobs.ts';
 import { createFleet } from './fleet/fleet.ts';
 import { createRoster, type Roster } from './fleet/roster.ts';
 import { createGateway } from './gateway/gateway.ts';
 import { createHttpServer } from './http/server.ts';
-import { joinAlone } from './replica.ts';
+import { keepTlsFresh, loadTls, TlsError, type TlsFiles, type TlsPair, warnOfExpiry } from './http/tls.ts';
+import { joinAlone, type ReplicaDeps } from './replica.ts';
 import { startRetention } from './retention.ts';
+import { type Sealer, openSealer } from './secrets/sealer.ts';
 import { Batcher } from './store/batcher.ts';
 import { openStore } from './store/open.ts';
+import { type Otlp, startOtlp } from './telemetry/otlp.ts';
+import { NO_TRACES, type Traces } from './telemetry/traces.ts';
 import { openLog } from './telemetry/log.ts';
 import { createMetrics, type Metrics } from './telemetry/metrics.ts';
+import { createModelRoutes } from './upstreams/model-routes.ts';
+import { createProviders, type Providers } from './upstreams/providers.ts';
 
 /**
  * One control plane, put together and taken apart.
@@ -35,13 +48,14 @@ import { createMetrics, type Metrics } from './telemetry/metrics.ts';
  *     starting: store ─▶ alone on it ─▶ admin key ─▶ snapshots ─▶ listening ─▶ ready
  *     stopping: not ready ─▶ gateway drained ─▶ links closed ─▶ server closed ─▶ records flushed ─▶ store closed
  *
+ * Detached work is not waited for: nodes go on with it, and the store knows of it.
  * What was opened is closed in the reverse order, also when a later step of the start fails.
  */
 export interface RunningControl {
   /** Where this machine reaches it. */
   readonly url: string;
   readonly port: number;
-  /** Resolves when it has stopped, whoever asked for it. */
+  /** Resolves when it has stopped, whoever asked for it; rejects where it had to, with the reason. */
   readonly closed: Promise<void>;
   /** Stops it in good order; calling it again changes nothing. */
   close(): Promise<void>;
@@ -57,6 +71,10 @@ export interface ControlOptions {
 export class StartError extends Error {
   override readonly name = 'StartError';
 }
+
+const BURIED =
+  'This control plane was out of touch with its database for so long that another one has taken its place. ' +
+  'Two would each hold half of the nodes, so this one stops.';
 
 /** Answers that are still going out when the server closes get this long. */
 const LAST_ANSWERS_MS = 2000;
@@ -99,52 +117,122 @@ async function undoAll(undo: Undo, log: Log): Promise<void> {
 
 async function start(base: Base, undo: Undo): Promise<RunningControl> {
   const { config, log, random, clock } = base;
+  const tls = await openTls(base);
   const metrics = createMetrics();
   const replica = makeId('replica', clock.wall_ms(), random.bytes(10));
-  const store = await openOwnStore(base, replica, undo);
+  let storeFailed = () => {};
+  let buried = () => {};
+  const store = await openOwnStore(
+    base,
+    replica,
+    { failed: () => storeFailed(), buried: () => buried() },
+    undo,
+  );
+  const traces = await openTraces(base, replica, undo);
+  const sealer = await openSealer(config.secret_key, config.secret_key_previous, {
+    random,
+    clock,
+    log,
+    store,
+  });
   const keys = createKeys({ store, clock: backgroundClock, log });
   undo.push(() => keys.close());
   const records = openRecords(store, metrics, base);
   undo.push(() => records.close());
+  storeFailed = () => records.settlements.suspect();
 
-  const serving = await assembleServing({ ...base, store, replica, metrics, keys, records }, undo);
+  const serving = await assembleServing(
+    { ...base, store, replica, metrics, traces, keys, records, sealer },
+    undo,
+  );
   let stopping = false;
   const app = createHttpServer({
     ...base,
     ...serving,
+    sealer,
     store,
     metrics,
+    traces,
     keys,
     slowdown: createSlowdown(clock),
     stopping: () => stopping,
+    recording: () => records.settlements.failing_since_ms === null,
+    tls: tls?.pair,
   });
   undo.push(() => closeServer(app));
+  // Who waits for one is answered before the server closes.
+  undo.push(() => serving.discoveries.close());
   undo.push(() => serving.fleet.close());
   await listen(app, config);
+  if (tls !== undefined) {
+    const server = app.server as unknown as TlsServer;
+    const fresh = keepTlsFresh(server, tls.files, tls.pair, { clock: backgroundClock, log });
+    undo.push(() => fresh.stop());
+  }
   const retention = startRetention({ store, clock: backgroundClock, random, log, ...config });
   undo.push(() => retention.stop());
   undo.push(() => serving.gateway.drain(config.drain_timeout_ms));
 
   const { port } = app.server.address() as AddressInfo;
-  const url = localUrl(config.host, port);
+  const here = localUrl(tls === undefined ? 'http' : 'https', config.host, port);
+  // With TLS it is reached by the name that the certificate is for, from this machine as well.
+  const url = tls === undefined ? here : (config.public_url ?? here);
   log.info({ url, replica, heartbeat_ms: config.heartbeat_ms }, `Listening at ${url}.`);
-  const { promise: closed, resolve } = Promise.withResolvers<void>();
+  const { promise: closed, resolve, reject } = Promise.withResolvers<void>();
+  closed.catch(() => undefined); // whoever waits for it hears of it
   let closing: Promise<void> | undefined;
+  let had_to: Error | null = null;
   const close = () => {
     stopping = true;
     closing ??= undoAll(undo, log).then(() => {
       log.info({}, 'Stopped.');
-      resolve();
+      if (had_to === null) resolve();
+      else reject(had_to);
     });
     return closing;
   };
+  buried = () => {
+    if (closing !== undefined) return;
+    had_to = new StartError(BURIED);
+    log.error({ replica }, BURIED);
+    void close();
+  };
   return { url, port, closed, close };
+}
+
+async function openTraces({ config, log, clock }: Base, replica: string, undo: Undo): Promise<Traces> {
+  const { otlp_endpoint: endpoint, trace_ratio: ratio, public_url } = config;
+  if (endpoint === undefined) return NO_TRACES;
+  const wall_ms = () => clock.wall_ms();
+  const otlp: Otlp = await startOtlp({ endpoint, ratio, public_url, replica, log, wall_ms });
+  undo.push(() => otlp.close());
+  return otlp.traces;
+}
+
+/** Before anything else is opened: a file that is wrong is the operator's to mend. */
+async function openTls({
+  config,
+  clock,
+  log,
+}: Base): Promise<{ files: TlsFiles; pair: TlsPair } | undefined> {
+  const { tls_cert: cert, tls_key: key } = config;
+  if (cert === undefined || key === undefined) return undefined;
+  try {
+    const files = { cert, key };
+    const pair = await loadTls(files);
+    warnOfExpiry(pair, clock.wall_ms(), log);
+    return { files, pair };
+  } catch (error) {
+    if (error instanceof TlsError) throw new StartError(error.message, { cause: error });
+    throw error;
+  }
 }
 
 /** The store, with this process alone on it and the first key in it. */
 async function openOwnStore(
   { config, log, random, clock }: Base,
   replica: string,
+  told: Pick<ReplicaDeps, 'failed' | 'buried'>,
   undo: Undo,
 ): Promise<Store> {
   const { database_url, data_dir } = config;
@@ -154,7 +242,7 @@ async function openOwnStore(
     { store: store.engine },
     `Store: ${store.engine}. An acknowledged write survives ${store.durability}.`,
   );
-  const alone = await joinAlone({ store, clock: backgroundClock, log, id: replica });
+  const alone = await joinAlone({ store, clock: backgroundClock, log, id: replica, ...told });
   undo.push(() => alone.leave());
   if (config.admin_key !== undefined) await ensureAdminKey(config.admin_key, { store, clock, random, log });
   return store;
@@ -189,26 +277,52 @@ interface ServingDeps extends Base {
   store: Store;
   replica: string;
   metrics: Metrics;
+  traces: Traces;
   keys: Keys;
   records: Records;
+  sealer: Sealer | null;
 }
 
 /** Roster, scheduler, links and gateway, with the first snapshot of keys and nodes loaded. */
 async function assembleServing(deps: ServingDeps, undo: Undo) {
-  const { config, log, random, clock, store, replica, metrics, keys, records } = deps;
+  const { config, log, random, clock, store, replica, metrics, traces, keys, records } = deps;
   const timing = timings(config.heartbeat_ms);
+  const memory = createBodyMemory(config.body_memory_bytes);
   const roster = createRoster(clock, timing);
-  const dispatcher = createDispatcher({
+  const providers = createProviders({
+    clock,
+    background: backgroundClock,
+    log,
+    dispatcher: () => dispatcher,
+    connect_timeout_ms: config.connect_timeout_ms,
+    proxies: config,
+    user_agent: 'flotilla',
+    keyOf: (record) => keyOfProvider(deps.sealer, record),
+    elsewhere: ({ job, node }) =>
+      servedElsewhereInOrder(job.placement, routes.tiers(job.request.model), node.id),
+  });
+  undo.push(() => providers.close());
+  const routes = createModelRoutes(roster, providers);
+  const dispatcher: Dispatcher = createDispatcher({
     clock,
     random,
     log,
     replica,
-    roster,
+    places: routes,
     settings: config,
     metrics,
     record: records.record,
   });
-  let changed = () => {};
+  const discoveries = await startDiscoveries({
+    clock: backgroundClock,
+    random,
+    log,
+    store,
+    roster,
+    timeout_ms: config.discovery_timeout_ms,
+  });
+  undo.push(() => discoveries.close());
+  let changed = () => Promise.resolve();
   const fleet = createFleet({
     clock,
     random,
@@ -218,32 +332,72 @@ async function assembleServing(deps: ServingDeps, undo: Undo) {
     timings: timing,
     roster,
     dispatcher,
+    discoveries,
     changed: () => changed(),
     beat: () => metrics.beatReceived(),
+    differed: () => metrics.countsDiffered(),
   });
   const snapshots = await startSnapshots({
     store,
     clock: backgroundClock,
     log,
     keys: (records) => keys.replace(records),
-    nodes: () => fleet.refresh(),
+    async nodes() {
+      await fleet.refresh();
+      const records = await store.loadRoutes();
+      const upstreams = await store.loadProviders();
+      // Routes first: providers that are new wake who waits for them.
+      routes.load(records);
+      providers.load(upstreams, records);
+    },
   });
   undo.push(() => snapshots.close());
-  changed = () => void snapshots.changed();
-  const limits = createLimits(clock);
+  changed = () => snapshots.changed();
+  const limits = createLimits(clock, await store.loadSpending(periodStarts(clock.wall_ms())));
   const gateway = createGateway({
     clock,
     random,
+    log,
+    replica,
+    routes,
+    dispatcher,
+    metrics,
+    traces,
+    settlements: records.settlements,
+    admit: (key, size) => limits.admit(key, size),
+    stall_ms: config.client_stall_timeout_ms,
+  });
+  const detached = startDetached({
+    clock,
+    random,
+    log,
+    store,
     replica,
     roster,
     dispatcher,
+    lease_ttl_ms: timing.lease_ttl_ms,
+    memory,
+    settings: config,
     metrics,
-    settlements: records.settlements,
-    admit: (principal) => limits.admit(principal),
-    stall_ms: config.client_stall_timeout_ms,
+    limits,
+    traces,
   });
-  watchGauges(metrics, roster, dispatcher, records);
-  return { fleet, gateway, snapshots, jobs: openJobs(dispatcher) };
+  undo.push(() => detached.close());
+  watchGauges(metrics, roster, providers, dispatcher, () => records.waiting() + detached.waiting());
+  const everywhere = () => [...roster.all(), ...[...providers.all()].map(({ node }) => node)];
+  return {
+    fleet,
+    roster,
+    discoveries,
+    gateway,
+    limits,
+    snapshots,
+    detached,
+    memory,
+    providers,
+    routes,
+    jobs: openJobs(dispatcher, everywhere),
+  };
 }
 
 async function listen(app: FastifyInstance, { host, port }: ControlConfig): Promise<void> {
@@ -289,12 +443,29 @@ async function closeServer(app: FastifyInstance): Promise<void> {
   }
 }
 
-function watchGauges(metrics: Metrics, roster: Roster, dispatcher: Dispatcher, records: Records): void {
+/** Bound to the row it lies in. */
+function keyOfProvider(sealer: Sealer | null, { id, key_sealed }: ProviderRecord): string | null {
+  if (key_sealed === null) return null;
+  if (sealer === null) throw new Error('FLOTILLA_SECRET_KEY is not set.');
+  return sealer.open(key_sealed, id);
+}
+
+function watchGauges(
+  metrics: Metrics,
+  roster: Roster,
+  providers: Providers,
+  dispatcher: Dispatcher,
+  waiting: () => number,
+): void {
   metrics.watch({
-    storeWaiting: records.waiting,
-    offersModel: (model) => roster.spots(model).length > 0,
+    storeWaiting: waiting,
+    offersModel: (model) => dispatcher.deps.places.known(model),
     queueDepths: () => [...dispatcher.lanes.byCapability].map(([model, { count }]) => [model, count]),
-    leases: () => [...roster.all()].reduce((sum, node) => sum + node.ledger.holders.size, 0),
+    leases: () =>
+      [...roster.all(), ...[...providers.all()].map(({ node }) => node)].reduce(
+        (sum, node) => sum + node.ledger.holders.size,
+        0,
+      ),
     links: () => [...roster.all()].filter((node) => node.link?.open === true).length,
     *nodeStates() {
       for (const node of roster.all()) yield [node.state, 1];
@@ -303,7 +474,7 @@ function watchGauges(metrics: Metrics, roster: Roster, dispatcher: Dispatcher, r
 }
 
 /** Of an address that stands for all of them, the loopback one. */
-function localUrl(host: string, port: number): string {
+function localUrl(scheme: string, host: string, port: number): string {
   const reachable = host === '0.0.0.0' ? '127.0.0.1' : host === '::' ? '::1' : host;
-  return `http://${reachable.includes(':') ? `[${reachable}]` : reachable}:${port}`;
+  return `${scheme}://${reachable.includes(':') ? `[${reachable}]` : reachable}:${port}`;
 }

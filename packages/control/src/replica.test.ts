@@ -6,16 +6,20 @@ import { memoryLog } from './testing/memory-log.ts';
 function setup(engine: 'embedded' | 'postgres' = 'postgres') {
   const rows = new Map<string, number>();
   const ended: string[] = [];
+  const failed = vi.fn<() => void>();
+  const buried = vi.fn<() => void>();
   const clock = new ManualClock();
   const store = {
     engine,
-    bumpReplica: (id: string) => Promise.resolve(void rows.set(id, (rows.get(id) ?? 0) + 1)),
+    enterReplica: (id: string) => Promise.resolve(void rows.set(id, 1)),
+    bumpReplica: (id: string) =>
+      Promise.resolve(rows.has(id) && rows.set(id, rows.get(id)! + 1) !== undefined),
     endReplica: (id: string) => Promise.resolve(void rows.delete(id)),
     listReplicas: () => Promise.resolve([...rows].map(([id, bumps]) => ({ id, bumps }))),
     endOrphans: (id: string) => Promise.resolve(ended.push(id)),
   };
-  const join = (id: string) => joinAlone({ store, clock, log: memoryLog(), id });
-  return { rows, ended, clock, join };
+  const join = (id: string) => joinAlone({ store, clock, log: memoryLog(), id, failed, buried });
+  return { rows, ended, clock, join, failed, buried, store };
 }
 
 describe('a replica', () => {
@@ -28,6 +32,27 @@ describe('a replica', () => {
     await replica.leave();
     expect([...rows.keys()]).toEqual([]);
     expect(clock.pending).toBe(0);
+  });
+
+  test('that cannot write its row says so each time, for those who are not writing now', async () => {
+    const { clock, join, failed, store } = setup();
+    await join('a');
+    expect(failed).not.toHaveBeenCalled();
+    store.bumpReplica = () => Promise.reject(new Error('no store'));
+    for (const times of [1, 2]) {
+      clock.advance(1000);
+      await vi.waitFor(() => expect(failed).toHaveBeenCalledTimes(times));
+      await vi.waitFor(() => expect(clock.pending).toBe(1));
+    }
+  });
+
+  test('that slept until another took its place makes no new row, and is told that it is over', async () => {
+    const { rows, clock, join, buried } = setup();
+    await join('a');
+    rows.delete('a');
+    clock.advance(1000);
+    await vi.waitFor(() => expect(buried).toHaveBeenCalled());
+    expect(rows.has('a')).toBe(false);
   });
 
   test('that sees another live is refused, and its row goes', async () => {

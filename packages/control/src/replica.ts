@@ -5,6 +5,7 @@ import { type Repeating, repeat } from './repeat.ts';
  * This process among the rows of `replicas`. This version runs one replica:
  *
  *     starting ──no other row, or none that moves──▶ alone (its row is bumped each second) ──leave()──▶ gone
+ *         │                                          └──its row is gone──▶ buried: it must stop
  *         └──another row is bumped while watched──▶ refused, with the reason
  *
  * Rows that stand still are of processes that died: their open jobs are ended, since their clients' connections died
@@ -14,12 +15,19 @@ export interface Replica {
   leave(): Promise<void>;
 }
 
-type ReplicaStore = Pick<Store, 'engine' | 'bumpReplica' | 'endReplica' | 'listReplicas' | 'endOrphans'>;
+type ReplicaStore = Pick<
+  Store,
+  'engine' | 'enterReplica' | 'bumpReplica' | 'endReplica' | 'listReplicas' | 'endOrphans'
+>;
 export interface ReplicaDeps {
   store: ReplicaStore;
   clock: Clock;
   log: Log;
   id: string;
+  /** The row could not be bumped: whoever needs the store is to know, also where nobody is writing now. */
+  failed: () => void;
+  /** Another replica has taken this one for dead, ended its requests and serves in its place. */
+  buried: () => void;
 }
 
 const BUMP_MS = 1000;
@@ -30,7 +38,7 @@ const WATCH_MS = 2500;
 export async function joinAlone(deps: ReplicaDeps): Promise<Replica> {
   const { store, clock, log, id } = deps;
   // First of all, so that two that start at the same moment see each other, and both refuse.
-  await store.bumpReplica(id);
+  await store.enterReplica(id);
   const bumping = keepBumping(deps);
   try {
     const dead = await watchOthers(deps);
@@ -61,18 +69,20 @@ export async function joinAlone(deps: ReplicaDeps): Promise<Replica> {
   }
 }
 
-function keepBumping({ store, clock, log, id }: ReplicaDeps): Repeating {
+function keepBumping({ store, clock, log, id, failed, buried }: ReplicaDeps): Repeating {
   let failing = false;
   return repeat(
     clock,
     () => BUMP_MS,
     async () => {
       try {
-        await store.bumpReplica(id);
+        const there = await store.bumpReplica(id);
         failing = false;
+        if (!there) buried();
       } catch (error) {
         if (!failing) log.warn({ error }, 'The row of this replica cannot be written.');
         failing = true;
+        failed();
       }
     },
   );

@@ -7,7 +7,7 @@ import { memoryLog } from './testing/memory-log.ts';
 function setup(answers: (SweepResult | Error)[]) {
   const clock = new ManualClock();
   const calls: { limits: RetentionLimits; now: number }[] = [];
-  const none = { jobs: 0, usage: 0, tokens: 0, credentials: 0 };
+  const none = { jobs: 0, usage: 0, tokens: 0, credentials: 0, audit: 0, discoveries: 0 };
   const log = memoryLog();
   const retention = startRetention({
     store: {
@@ -22,17 +22,18 @@ function setup(answers: (SweepResult | Error)[]) {
     log,
     job_retention_days: 30,
     usage_retention_days: 400,
+    audit_retention_days: 400,
   });
   return { clock, calls, log, retention };
 }
 
 test('sweeps every few minutes, as long as whole batches come', async () => {
-  const full = { jobs: 1000, usage: 0, tokens: 0, credentials: 0 };
+  const full = { jobs: 1000, usage: 0, tokens: 0, credentials: 0, audit: 0, discoveries: 0 };
   const { clock, calls } = setup([full, full]);
   clock.advance(4 * 60_000);
   await vi.waitFor(() => expect(calls).toHaveLength(3));
   expect(calls[0]).toEqual({
-    limits: { jobs_ms: 30 * 86_400_000, usage_ms: 400 * 86_400_000, batch: 1000 },
+    limits: { jobs_ms: 30 * 86_400_000, usage_ms: 400 * 86_400_000, audit_ms: 400 * 86_400_000, batch: 1000 },
     now: clock.wall_ms(),
   });
 });

@@ -16,6 +16,7 @@ export interface RetentionDeps {
   log: Log;
   job_retention_days: number;
   usage_retention_days: number;
+  audit_retention_days: number;
 }
 
 /** Deletes what has outlived its time, a bounded batch at a time, beside the work and never inside it. */
@@ -24,6 +25,7 @@ export function startRetention(deps: RetentionDeps): Repeating {
   const limits: RetentionLimits = {
     jobs_ms: deps.job_retention_days * DAY_MS,
     usage_ms: deps.usage_retention_days * DAY_MS,
+    audit_ms: deps.audit_retention_days * DAY_MS,
     batch: BATCH,
   };
   return repeat(clock, () => EVERY_MS * (1 - JITTER + 2 * JITTER * random.next()), sweep);
@@ -33,7 +35,7 @@ export function startRetention(deps: RetentionDeps): Repeating {
       for (let batches = 0; batches < BATCHES_MOST; batches++) {
         const gone = await store.sweep(limits, clock.wall_ms());
         log.debug({ ...gone }, 'Swept.');
-        if (Math.max(gone.jobs, gone.usage, gone.tokens, gone.credentials) < BATCH) return;
+        if (Math.max(...Object.values(gone)) < BATCH) return;
       }
     } catch (error) {
       log.warn({ error }, 'What has outlived its time could not be deleted; it will be tried again.');

@@ -58,6 +58,30 @@ describe('a job', () => {
     expect(answers(effects)).toEqual(['accepted']);
   });
 
+  it('has met the queue deadline once a node has accepted it, and has a new one when that node lets go', () => {
+    const { job } = run(ATTACHED, [offer(), { type: 'accepted', fence: fence(1) }]);
+    expect(job.deadline_ms).toBe(600_000);
+    expect(stepJob(job, { type: 'deadline' }, 600_000).job.state).toBe('timed_out');
+    const { job: again } = stepJob(job, { type: 'released', fence: fence(1), retry_delay_ms: 0 }, 90_000);
+    expect([again.state, again.deadline_ms]).toEqual(['queued', 150_000]);
+    // Its run is counted from the acceptance on.
+    expect(stepJob(job, started(1), 590_000).job.deadline_ms).toBe(600_000);
+  });
+
+  it('ends by its queue deadline where node after node accepts it and lets it go unstarted', () => {
+    let job = newJob(ATTACHED, 0);
+    let now = 0;
+    for (let attempt = 1; isOpen(job) && attempt < 100; attempt++) {
+      job = stepJob(job, offer(), now).job;
+      job = stepJob(job, { type: 'accepted', fence: fence(attempt) }, now).job;
+      now += 30_000;
+      job = stepJob(job, { type: 'released', fence: fence(attempt), retry_delay_ms: 0 }, now).job;
+      job = stepJob(job, { type: 'deadline' }, now).job;
+    }
+    expect(job.state).toBe('timed_out');
+    expect(now).toBeLessThanOrEqual(120_000);
+  });
+
   it('answers the same result again as duplicate and another one as conflict', () => {
     const { effects } = run(ATTACHED, [
       offer(),
@@ -161,7 +185,7 @@ const anyEvent: fc.Arbitrary<JobEvent> = fc.oneof(
     epoch: fc.integer({ min: 1, max: 2 }),
   }),
   fc.record({
-    type: fc.constantFrom('started' as const, 'withdraw' as const, 'handed' as const),
+    type: fc.constantFrom('accepted' as const, 'started' as const, 'withdraw' as const, 'handed' as const),
     fence: anyFence,
   }),
   fc.record({

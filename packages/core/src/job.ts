@@ -37,14 +37,18 @@ export interface JobKernel {
   readonly state: JobState;
   /** The number of the last grant; 0: never offered. */
   readonly attempt: number;
-  readonly current: (Fence & { readonly started: boolean }) | null;
+  readonly current: (Fence & { readonly accepted: boolean; readonly started: boolean }) | null;
   readonly failures: number;
   /** The client has a byte of the current attempt: it cannot begin anew elsewhere. */
   readonly handed: boolean;
   /** Not offered before this time. */
   readonly not_before_ms: number;
-  /** Of the queue while queued or leased, of the run while running. Null: none. */
+  /** Of the queue until a node accepts it, of the run from then on. Null: none. */
   readonly deadline_ms: number | null;
+  /** Until when it may wait for a slot; a slot found and lost again brings it back into force. */
+  readonly queue_deadline_ms: number;
+  /** It was accepted and let go unstarted once, and has waited anew for that: not a second time. */
+  readonly waited_anew: boolean;
   readonly accepted: { readonly attempt: number; readonly digest: string } | null;
   readonly contact: 'ok' | 'lost';
 }
@@ -65,10 +69,12 @@ export type JobEvent =
       retryable: boolean;
       retry_delay_ms: number;
     }
+  /** The node has taken it, and may still be receiving the request. */
+  | { type: 'accepted'; fence: Fence }
   /** The node let go of the attempt, asked to or not. */
   | { type: 'released'; fence: Fence; retry_delay_ms: number }
   /** Its lease ended, or its link was away for longer than this kind of work waits. */
-  | { type: 'node_lost'; fence: Fence; retry_delay_ms: number }
+  | { type: 'node_lost'; fence: Fence; retry_delay_ms: number; message?: string }
   | { type: 'contact'; fence: Fence; contact: 'ok' | 'lost' }
   /** By its client or an operator; `unavailable` when it is the control plane that stops. */
   | { type: 'cancel'; message: string; code?: 'cancelled' | 'unavailable' }
@@ -106,8 +112,26 @@ export function newJob(policy: JobPolicy, now_ms: number): JobKernel {
     handed: false,
     not_before_ms: now_ms,
     deadline_ms: now_ms + policy.queue_timeout_ms,
+    queue_deadline_ms: now_ms + policy.queue_timeout_ms,
+    waited_anew: false,
     accepted: null,
     contact: 'ok',
+  };
+}
+
+/** A job that a node holds already, by the account of whoever owns it. */
+export function grantedJob(
+  policy: JobPolicy,
+  granted: Fence & { readonly failures: number; readonly running: boolean },
+  now_ms: number,
+): JobKernel {
+  const { attempt, node, epoch, failures, running } = granted;
+  return {
+    ...newJob(policy, now_ms),
+    state: running ? 'running' : 'leased',
+    attempt,
+    failures,
+    current: { attempt, node, epoch, accepted: true, started: running },
   };
 }
 
@@ -117,6 +141,8 @@ export function stepJob(job: JobKernel, event: JobEvent, now_ms: number): JobSte
       return offer(job, event, now_ms);
     case 'started':
       return holds(job, event.fence) && job.state === 'leased' ? started(job, now_ms) : unchanged(job);
+    case 'accepted':
+      return holds(job, event.fence) && job.state === 'leased' ? accepted(job, now_ms) : unchanged(job);
     case 'handed':
       return holds(job, event.fence) && !job.handed
         ? { job: { ...job, handed: true }, effects: NO_EFFECTS }
@@ -137,10 +163,10 @@ export function stepJob(job: JobKernel, event: JobEvent, now_ms: number): JobSte
       return failed(job, event, now_ms);
     case 'released':
       return holds(job, event.fence)
-        ? lost(job, 'node_lost', 'the node let go of the attempt', now_ms, event.retry_delay_ms, false)
+        ? lost(job, 'node_lost', 'The node let go of the attempt.', now_ms, event.retry_delay_ms, false)
         : unchanged(job);
     case 'node_lost':
-      return holds(job, event.fence) ? nodeLost(job, now_ms, event.retry_delay_ms) : unchanged(job);
+      return holds(job, event.fence) ? nodeLost(job, event, now_ms) : unchanged(job);
     case 'cancel': {
       const code = event.code ?? 'cancelled';
       const state = code === 'cancelled' ? 'cancelled' : 'failed';
@@ -183,21 +209,35 @@ export function isOpen(job: JobKernel): boolean {
 function offer(job: JobKernel, to: { node: string; epoch: number }, now_ms: number): JobStep {
   if (job.state !== 'queued' || now_ms < job.not_before_ms) return unchanged(job);
   const attempt = job.attempt + 1;
-  const current = { attempt, node: to.node, epoch: to.epoch, started: false };
+  const current = { attempt, node: to.node, epoch: to.epoch, accepted: false, started: false };
   return {
     job: { ...job, state: 'leased', attempt, current, handed: false, contact: 'ok' },
     effects: NO_EFFECTS,
   };
 }
 
+/** A slot was found, so the queue's deadline is met: a long upload of the request counts as part of the run. */
+function accepted(job: JobKernel, now_ms: number): JobStep {
+  const deadline_ms = runDeadline(job, now_ms);
+  return {
+    job: { ...job, current: { ...job.current!, accepted: true }, deadline_ms },
+    effects: NO_EFFECTS,
+  };
+}
+
+/** From the acceptance on, or from the start where that is the first word of the node. */
+function runDeadline({ policy, current, deadline_ms }: JobKernel, now_ms: number): number | null {
+  if (current!.accepted) return deadline_ms;
+  return policy.run_timeout_ms === null ? null : now_ms + policy.run_timeout_ms;
+}
+
 function started(job: JobKernel, now_ms: number): JobStep {
-  const { run_timeout_ms } = job.policy;
   return {
     job: {
       ...job,
       state: 'running',
       current: { ...job.current!, started: true },
-      deadline_ms: run_timeout_ms === null ? null : now_ms + run_timeout_ms,
+      deadline_ms: runDeadline(job, now_ms),
     },
     effects: NO_EFFECTS,
   };
@@ -239,16 +279,19 @@ function failed(job: JobKernel, event: Extract<JobEvent, { type: 'failed' }>, no
   return { job: step.job, effects: [{ type: 'answer', outcome: 'accepted' }, ...step.effects] };
 }
 
-function nodeLost(job: JobKernel, now_ms: number, delay_ms: number): JobStep {
+function nodeLost(
+  job: JobKernel,
+  { retry_delay_ms, message = 'The node was lost.' }: Extract<JobEvent, { type: 'node_lost' }>,
+  now_ms: number,
+): JobStep {
   const { on_node_loss } = job.policy;
   if (on_node_loss === 'wait_for_origin') return { job: { ...job, contact: 'lost' }, effects: NO_EFFECTS };
   const fence = job.current!;
-  const tell: JobEffect = { type: 'tell', message: 'abandon', fence, reason: 'the node was lost' };
-  const message = 'the node was lost';
+  const tell: JobEffect = { type: 'tell', message: 'abandon', fence, reason: message };
   const step =
     on_node_loss === 'fail'
       ? end(job, 'failed', 'node_lost', message, null)
-      : lost(job, 'node_lost', message, now_ms, delay_ms, false);
+      : lost(job, 'node_lost', message, now_ms, retry_delay_ms, false);
   return { job: step.job, effects: [tell, ...step.effects] };
 }
 
@@ -275,16 +318,20 @@ function requeue(
   now_ms: number,
   delay_ms: number,
 ): JobStep {
-  const { attempt, started } = job.current!;
-  // The run's deadline went with its attempt: from now on it waits as long as a new job would.
-  const deadline_ms = started ? now_ms + job.policy.queue_timeout_ms : job.deadline_ms;
+  const { attempt, accepted, started } = job.current!;
+  // The run's deadline went with its attempt: from now on it waits as long as a new job would. Attempts that started
+  // are counted; for one that was only accepted it waits anew once, or a node that always lets go would hold it for ever.
+  const anew = started || (accepted && !job.waited_anew);
+  const queue_deadline_ms = anew ? now_ms + job.policy.queue_timeout_ms : job.queue_deadline_ms;
   return {
     job: {
       ...job,
       state: 'queued',
       current: null,
       not_before_ms: now_ms + delay_ms,
-      deadline_ms,
+      deadline_ms: queue_deadline_ms,
+      queue_deadline_ms,
+      waited_anew: job.waited_anew || (accepted && !started),
       contact: 'ok',
     },
     effects: [{ type: 'attempt_ended', attempt, outcome, message }, { type: 'enqueue' }],
@@ -294,7 +341,7 @@ function requeue(
 /** The one transition that decides a timeout against a success: whichever comes first ends the job. */
 function deadline(job: JobKernel, now_ms: number): JobStep {
   if (!isOpen(job) || job.deadline_ms === null || now_ms < job.deadline_ms) return unchanged(job);
-  return job.state === 'running'
+  return job.state === 'running' || job.current?.accepted === true
     ? end(job, 'timed_out', 'run_timeout', 'The work ran longer than its limit.', 'cancel')
     : end(job, 'timed_out', 'queue_timeout', 'No slot became free before the queue deadline.', 'cancel');
 }

@@ -44,6 +44,21 @@ export function topLevelMembers(bytes: Uint8Array, name: string): ByteRange[] {
   return found;
 }
 
+/** The elements of a JSON array, in order; the bytes must be one already. */
+export function arrayElements(bytes: Uint8Array): ByteRange[] {
+  const json = asBuffer(bytes);
+  const found: ByteRange[] = [];
+  let at = skipSpace(json, expect(json, skipSpace(json, 0), OPEN_BRACKET) + 1);
+  while (at < json.length && json[at] !== CLOSE_BRACKET) {
+    const end = skipValue(json, at);
+    found.push({ start: at, end });
+    at = skipSpace(json, end);
+    if (json[at] !== COMMA) break;
+    at = skipSpace(json, at + 1);
+  }
+  return found;
+}
+
 /** Puts `value` in the place of every member of that name; without one, returns the same bytes. */
 export function replaceMember(bytes: Uint8Array, name: string, value: Uint8Array): Uint8Array {
   const ranges = topLevelMembers(bytes, name);
@@ -127,5 +142,5 @@ function skipValue(json: Buffer, from: number): number {
 }
 
 function endsScalar(byte: number): boolean {
-  return byte === COMMA || byte === CLOSE_BRACE || byte <= SPACE;
+  return byte === COMMA || byte === CLOSE_BRACE || byte === CLOSE_BRACKET || byte <= SPACE;
 }

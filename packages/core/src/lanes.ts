@@ -1,7 +1,7 @@
 /**
  * The queue of attached work in memory. Jobs with equal capability, labels and pin form a lane; within it they are
  * ordered by a key that is fixed at insertion, so that order is never computed again. A waiting job is `queued` in
- * exactly one lane; it leaves by `take` (offered) or `remove` (ended, or in back-off).
+ * exactly one lane; it leaves by `remove`: offered, or ended.
  *
  * Bounded per capability: the caller refuses with `queue_full` when `push` says false.
  */

@@ -28,7 +28,8 @@ describe('the slot ledger', () => {
     const step = fc.tuple(fc.constantFrom('reserve', 'release', 'resize', 'hold'), fc.nat(9), fc.nat(4));
     fc.assert(
       fc.property(fc.array(step, { maxLength: 100 }), (steps) => {
-        const ledger = newLedger();
+        const turns: boolean[] = [];
+        const ledger = newLedger((turned) => turns.push(turned.reserved >= turned.capacity));
         const held = new Set<number>();
         for (const [what, job, size] of steps) {
           const before = ledger.pools.get('p')?.reserved ?? 0;
@@ -44,7 +45,11 @@ describe('the slot ledger', () => {
           }
           expect(ledger.holders.size).toBe(held.size);
           expect(ledger.pools.get('p')?.reserved ?? 0).toBe(held.size);
+          const now = ledger.pools.get('p');
+          if (now !== undefined) expect(turns.at(-1) ?? true).toBe(now.reserved >= now.capacity);
         }
+        // It is told of turns alone: full, free, full, …
+        expect(turns.every((full, n) => full === (n % 2 === 1))).toBe(true);
         for (const job of held) release(ledger, `j${job}`, 1);
         expect(ledger.holders.size).toBe(0);
         releaseAll(ledger);

@@ -10,17 +10,23 @@ export interface PoolLedger {
   /** What the node's own last beat counted; null: it has not said. */
   reported: number | null;
   readonly held: Set<string>;
+  /** Slots kept for jobs that the store is being asked for. */
+  promised: number;
   readonly reserved: number;
+  /** Whether it was full when `turned` was last called. */
+  full: boolean;
 }
 
 export interface Ledger {
   readonly pools: Map<string, PoolLedger>;
   /** Which pool an attempt's slot is in. */
   readonly holders: Map<string, PoolLedger>;
+  /** A pool has become full, or has a free slot again. */
+  readonly turned: (pool: PoolLedger) => void;
 }
 
-export function newLedger(): Ledger {
-  return { pools: new Map(), holders: new Map() };
+export function newLedger(turned: Ledger['turned'] = () => undefined): Ledger {
+  return { pools: new Map(), holders: new Map(), turned };
 }
 
 export function slotKey(job: string, attempt: number): string {
@@ -36,12 +42,16 @@ export function resizePools(
   for (const pool of ledger.pools.values()) {
     if (named.has(pool.id)) continue;
     if (pool.held.size === 0) ledger.pools.delete(pool.id);
-    else pool.capacity = 0;
+    else {
+      pool.capacity = 0;
+      tellTurn(ledger, pool);
+    }
   }
   for (const { id, capacity, capacity_from } of pools) {
     const pool = ledger.pools.get(id) ?? addPool(ledger, id);
     pool.capacity = capacity;
     pool.capacity_from = capacity_from;
+    tellTurn(ledger, pool);
   }
 }
 
@@ -49,9 +59,20 @@ export function resizePools(
 export function reserve(ledger: Ledger, pool_id: string, job: string, attempt: number): boolean {
   const pool = ledger.pools.get(pool_id);
   const key = slotKey(job, attempt);
-  if (pool === undefined || pool.held.size >= pool.capacity || ledger.holders.has(key)) return false;
+  if (pool === undefined || pool.reserved >= pool.capacity || ledger.holders.has(key)) return false;
   hold(ledger, pool, key);
   return true;
+}
+
+/** Keeps a slot for a job that has no name yet; a pool's promises outlive `releaseAll`, since who made them ends them. */
+export function promise(ledger: Ledger, pool: PoolLedger): void {
+  pool.promised++;
+  tellTurn(ledger, pool);
+}
+
+export function withdrawPromise(ledger: Ledger, pool: PoolLedger): void {
+  pool.promised--;
+  tellTurn(ledger, pool);
 }
 
 /** Notes a slot that is taken whether we like it or not: an attempt the node came back with. */
@@ -67,13 +88,17 @@ export function release(ledger: Ledger, job: string, attempt: number): PoolLedge
   if (pool === undefined) return undefined;
   ledger.holders.delete(key);
   pool.held.delete(key);
+  tellTurn(ledger, pool);
   return pool;
 }
 
 /** Forgets every slot: the lease ended, or the inventory is about to tell anew. */
 export function releaseAll(ledger: Ledger): void {
-  for (const pool of ledger.pools.values()) pool.held.clear();
   ledger.holders.clear();
+  for (const pool of ledger.pools.values()) {
+    pool.held.clear();
+    tellTurn(ledger, pool);
+  }
 }
 
 function addPool(ledger: Ledger, id: string): PoolLedger {
@@ -83,9 +108,11 @@ function addPool(ledger: Ledger, id: string): PoolLedger {
     capacity: 0,
     capacity_from: 'default',
     reported: null,
+    full: true,
     held,
+    promised: 0,
     get reserved() {
-      return held.size;
+      return held.size + pool.promised;
     },
   };
   ledger.pools.set(id, pool);
@@ -95,4 +122,12 @@ function addPool(ledger: Ledger, id: string): PoolLedger {
 function hold(ledger: Ledger, pool: PoolLedger, key: string): void {
   pool.held.add(key);
   ledger.holders.set(key, pool);
+  tellTurn(ledger, pool);
+}
+
+function tellTurn(ledger: Ledger, pool: PoolLedger): void {
+  const full = pool.reserved >= pool.capacity;
+  if (full === pool.full) return;
+  pool.full = full;
+  ledger.turned(pool);
 }

@@ -140,8 +140,3 @@ export function nextLivenessDeadline(node: Liveness, t: Timings): number | null 
 export function isStalled(node: Liveness, now_ms: number, t: Timings): boolean {
   return node.state === 'online' && now_ms - node.progress_moved_ms > 2 * t.heartbeat_ms;
 }
-
-/** Whether its leases may still be renewed: work it holds is not lost yet, and it may return. */
-export function mayReturn(node: Liveness): boolean {
-  return node.state === 'suspect' || node.state === 'pending';
-}

@@ -28,6 +28,18 @@ export interface OutStreamOptions {
   kind: typeof FRAME_KIND.requestBody | typeof FRAME_KIND.responseBody;
   /** Called when `push` has returned false and there is room again. */
   writable?: () => void;
+  /**
+   * Everything is kept until `discard`, acknowledged or not, and its producer goes on up to so many bytes: the other
+   * side may come back without what it had, and nobody reads along.
+   */
+  keep_bytes?: number;
+}
+
+/** A stream that has ended, to be sent again by another process. */
+export interface WholeStream {
+  readonly head: Uint8Array;
+  readonly body: Uint8Array;
+  readonly complete: boolean;
 }
 
 const EMPTY = new Uint8Array(0);
@@ -37,6 +49,7 @@ const JOIN_MAX_BYTES = 16 * 1024;
 export class OutStream {
   readonly #kind: OutStreamOptions['kind'];
   readonly #writable: (() => void) | undefined;
+  readonly #keep_bytes: number | undefined;
   #window: SendWindow = streamWindow();
   /** Unacknowledged pieces; the first begins at `#kept_from`. */
   #pieces: Uint8Array[] = [];
@@ -58,6 +71,7 @@ export class OutStream {
   constructor(options: OutStreamOptions) {
     this.#kind = options.kind;
     this.#writable = options.writable;
+    this.#keep_bytes = options.keep_bytes;
   }
 
   /** Body bytes so far. */
@@ -99,7 +113,7 @@ export class OutStream {
       this.#length += bytes.byteLength;
       this.#wake();
     }
-    if (this.unacked_bytes < STREAM_WINDOW_BYTES) return true;
+    if (this.#hasRoom()) return true;
     this.#paused = true;
     return false;
   }
@@ -112,6 +126,14 @@ export class OutStream {
     if (this.#end !== undefined) return;
     this.#end = { outcome: END_OUTCOME[outcome], after };
     this.#wake();
+  }
+
+  /** All of it, where all of it is kept and it has ended; undefined once it is discarded. */
+  kept(): WholeStream | undefined {
+    if (this.#keep_bytes === undefined || this.#end === undefined || this.#head === undefined)
+      return undefined;
+    const body = Buffer.concat(this.#pieces, this.#length);
+    return { head: this.#head, body, complete: this.#end.outcome === END_OUTCOME.complete };
   }
 
   /** Forgets everything; the stream's attempt is over. */
@@ -138,11 +160,19 @@ export class OutStream {
     this.leave();
     this.#free(acked_offset);
     this.#window = streamWindow(acked_offset);
-    this.#send_piece = this.#first_piece;
-    this.#send_at = acked_offset - this.#kept_from;
+    this.#sendFrom(acked_offset);
     this.#head_sent = head_received || this.#head === undefined;
     this.#end_sent = false;
     return true;
+  }
+
+  #sendFrom(offset: number): void {
+    this.#send_piece = this.#first_piece;
+    this.#send_at = offset - this.#kept_from;
+    while (this.#send_at > 0 && this.#send_at >= (this.#pieces[this.#send_piece]?.byteLength ?? Infinity)) {
+      this.#send_at -= this.#pieces[this.#send_piece]!.byteLength;
+      this.#send_piece++;
+    }
   }
 
   join(number: number, notify: (stream: OutStream) => void): void {
@@ -236,8 +266,15 @@ export class OutStream {
     this.#send_at = 0;
   }
 
+  #hasRoom(): boolean {
+    return this.#keep_bytes === undefined
+      ? this.unacked_bytes < STREAM_WINDOW_BYTES
+      : this.#length < this.#keep_bytes;
+  }
+
   /** Lets go of whole pieces before `offset`. */
   #free(offset: number): void {
+    if (this.#keep_bytes !== undefined) return;
     while (this.#first_piece < this.#pieces.length) {
       const size = this.#pieces[this.#first_piece]!.byteLength;
       if (this.#kept_from + size > offset) break;
@@ -265,7 +302,7 @@ export class OutStream {
   }
 
   #resumeProducer(): void {
-    if (!this.#paused || this.unacked_bytes >= STREAM_WINDOW_BYTES) return;
+    if (!this.#paused || !this.#hasRoom()) return;
     this.#paused = false;
     this.#writable?.();
   }

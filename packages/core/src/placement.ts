@@ -1,9 +1,11 @@
-import type { Health, NodeState, Operation } from '@flotilla/protocol';
+import type { Operation } from '@flotilla/protocol';
+import type { ModelSpots } from './model-spots.ts';
+import { type Refusal, type Spot, closedBy, hasLabels } from './spot.ts';
 
 /**
  * Which node serves a request. A filter with a reason for each refusal, then a preference: session affinity while the
- * node is not hot, model already loaded, reserved ÷ capacity, recent failures; ties at random. The same filter answers
- * `explain`, so what an operator reads is what the scheduler did.
+ * node is not hot, model already loaded, health, reserved ÷ capacity and recent failures; ties at random. The same
+ * filter answers `explain`, so what an operator reads is what the scheduler did.
  */
 export interface PlacementRequest {
   readonly model: string;
@@ -14,148 +16,220 @@ export interface PlacementRequest {
   readonly pin: string | null;
   /** Nodes that have already failed this job: taken only where nobody else could serve it. */
   readonly avoid: ReadonlySet<string>;
+  /** Nodes that have said that they can never take this job: its body is too large for them, say. */
+  readonly refused_by: ReadonlySet<string>;
   /** The node that holds this conversation's prefix in its cache. */
   readonly affinity: string | null;
+  /** Detached work: never given to a second node before the first has stopped, which that one must see to. */
+  readonly fenced?: true;
 }
-
-/** A node as placement sees it. The roster keeps one object for each and changes it in place. */
-export interface PlacementNode {
-  readonly id: string;
-  readonly state: NodeState;
-  readonly stalled: boolean;
-  readonly cordoned: boolean;
-  readonly draining: boolean;
-  readonly labels: Readonly<Record<string, string>>;
-  /** Null: every model. */
-  readonly allowed_models: readonly string[] | null;
-  readonly failures: number;
-}
-
-/** One place where one model is served: a backend of a node, with its pool's count of slots. */
-export interface Spot {
-  readonly node: PlacementNode;
-  readonly backend: string;
-  readonly operations: readonly Operation[];
-  readonly loaded: boolean;
-  readonly backend_health: Health;
-  readonly model_health: Health;
-  readonly slots: { readonly reserved: number; readonly capacity: number };
-}
-
-/** Why a spot is refused. Only `full` passes by itself, without anything being mended. */
-export type Refusal =
-  | 'operation'
-  | 'pinned_elsewhere'
-  | 'not_allowed'
-  | 'labels'
-  | 'revoked'
-  | 'offline'
-  | 'pending'
-  | 'suspect'
-  | 'cordoned'
-  | 'draining'
-  | 'stalled'
-  | 'backend_down'
-  | 'model_down'
-  | 'no_slots'
-  | 'full';
-
-export const REFUSAL_TEXT: Record<Refusal, string> = {
-  operation: 'its model does not do this operation',
-  pinned_elsewhere: 'the job is pinned to another node',
-  not_allowed: "the node's allow-list does not have the model",
-  labels: 'it lacks a label that the key asks for',
-  revoked: 'its credential was withdrawn',
-  offline: 'it is offline',
-  pending: 'it is connecting',
-  suspect: 'it has not been heard of; it may come back',
-  cordoned: 'it is cordoned',
-  draining: 'it is draining',
-  stalled: "its daemon's main thread stands still",
-  backend_down: 'the backend is down',
-  model_down: 'the model is down on it',
-  no_slots: 'its pool has no slots',
-  full: 'all its slots are taken',
-};
 
 /** An affine node with this share of its slots taken is hot: its cache is worth less than a free slot elsewhere. */
 const HOT = 0.75;
 
 /** Why this spot cannot take the request now; null: it can. */
 export function refusal(request: PlacementRequest, spot: Spot): Refusal | null {
-  const { node } = spot;
+  return misfit(request, spot) ?? closedBy(spot);
+}
+
+/** Why this request is not for this spot, whatever the spot is doing. */
+function misfit(request: PlacementRequest, { node, operations }: Spot): Refusal | null {
   if (request.pin !== null && request.pin !== node.id) return 'pinned_elsewhere';
-  if (!spot.operations.includes(request.operation)) return 'operation';
+  if (!operations.includes(request.operation)) return 'operation';
+  if (request.refused_by.has(node.id)) return 'refused';
   if (node.allowed_models !== null && !matchesModel(node.allowed_models, request.model)) return 'not_allowed';
+  if (request.fenced === true && node.unfenced) return 'unfenced';
   if (!hasLabels(node.labels, request.labels)) return 'labels';
-  if (node.state !== 'online') return node.state;
-  if (node.draining) return 'draining';
-  if (node.cordoned) return 'cordoned';
-  if (node.stalled) return 'stalled';
-  if (spot.backend_health === 'down') return 'backend_down';
-  if (spot.model_health === 'down') return 'model_down';
-  if (spot.slots.capacity === 0) return 'no_slots';
-  if (spot.slots.reserved >= spot.slots.capacity) return 'full';
   return null;
 }
 
-export type Placement =
-  | { kind: 'placed'; spot: Spot }
+export type Placement<S extends Spot = Spot> =
+  | { kind: 'placed'; spot: S }
   /** Somebody can serve it when a slot is free, or may come back. */
   | { kind: 'wait' }
   /** Nobody can, and nobody who could may return by itself. */
   | { kind: 'nobody'; refusals: Refusal[] };
 
-/** Chooses among the spots of one model, in one pass. */
-export function place(request: PlacementRequest, spots: Iterable<Spot>, random: () => number): Placement {
-  let best: Spot | null = null;
-  let best_score = Infinity;
-  let avoided: Spot | null = null;
-  let waits = false;
+/** Of so many open spots each is looked at; of more, so many are drawn: the best of them is as good as the best of all. */
+export const DRAWS = 32;
+
+/**
+ * Chooses among the spots of one model. The cost does not grow with their number, unless most of them cannot take this
+ * request for what they are: an operation they lack, an allow-list; then all of them may be looked at.
+ */
+export function place<S extends Spot>(
+  request: PlacementRequest,
+  all: ModelSpots<S>,
+  random: () => number,
+): Placement<S> {
+  const spots = all.labelled(request.labels);
+  const spot = affine(request, spots) ?? bestOpen(request, spots, random);
+  if (spot !== undefined) return { kind: 'placed', spot };
+  const second = secondBest(request, spots);
+  if (second !== null) return second.kind === 'better' ? { kind: 'wait' } : second;
   const refusals = new Set<Refusal>();
-  for (const spot of spots) {
-    const refused = refusal(request, spot);
-    const avoid = request.avoid.has(spot.node.id);
-    if (refused !== null) {
-      refusals.add(refused);
-      // A full node that has not failed this job is worth waiting for; so is anybody where only avoided ones remain.
-      if (refused === 'full' || refused === 'suspect' || refused === 'pending') waits = true;
-      continue;
-    }
-    if (avoid) {
-      avoided ??= spot;
-      continue;
-    }
-    const score = scoreOf(request, spot) + random() * 1e-3;
-    if (score < best_score) {
-      best = spot;
-      best_score = score;
-    }
-  }
-  if (best !== null) return { kind: 'placed', spot: best };
-  if (avoided !== null && !refusals.has('full')) return { kind: 'placed', spot: avoided };
-  if (waits || avoided !== null) return { kind: 'wait' };
+  for (const other of all.all()) refusals.add(refusal(request, other)!);
   return { kind: 'nobody', refusals: [...refusals] };
 }
 
-/** Lower is better; each preference outweighs all after it. */
-function scoreOf(request: PlacementRequest, spot: Spot): number {
-  const { reserved, capacity } = spot.slots;
-  const load = reserved / capacity;
-  let score = load + Math.min(spot.node.failures, 10) * 0.05;
-  if (spot.backend_health === 'degraded' || spot.model_health === 'degraded') score += 10;
-  if (!spot.loaded) score += 100;
-  if (request.affinity !== spot.node.id || load >= HOT) score += 1000;
-  return score;
+/** One place in a route's order: the spots of a model there, of which only those with the labels count. */
+export interface Tier<S extends Spot = Spot> {
+  /** The model's name there. */
+  readonly model: string;
+  readonly labels: Readonly<Record<string, string>>;
+  readonly spots: ModelSpots<S>;
+}
+
+/**
+ * Chooses in a route's order: the first tier that can take the request now, and has not failed it, whatever the later
+ * ones could do. Where none can, what `place` says of one tier holds for all of them: a full one that has not failed
+ * the job is waited for before one that has is tried again.
+ */
+export function placeInOrder<S extends Spot>(
+  request: PlacementRequest,
+  tiers: readonly Tier<S>[],
+  random: () => number,
+): Placement<S> {
+  let avoided: S | undefined;
+  let waits = false;
+  let better = false;
+  for (const tier of tiers) {
+    const own = requestIn(request, tier);
+    if (own === null) continue;
+    const spots = tier.spots.labelled(own.labels);
+    const spot = affine(own, spots) ?? bestOpen(own, spots, random);
+    if (spot !== undefined) return { kind: 'placed', spot };
+    const second = secondBest(own, spots);
+    if (second?.kind === 'placed') avoided ??= second.spot;
+    else if (second?.kind === 'better') better = true;
+    else if (second?.kind === 'wait') waits = true;
+  }
+  if (better) return { kind: 'wait' };
+  if (avoided !== undefined) return { kind: 'placed', spot: avoided };
+  return waits ? { kind: 'wait' } : { kind: 'nobody', refusals: refusalsOf(request, tiers) };
+}
+
+function refusalsOf(request: PlacementRequest, tiers: readonly Tier[]): Refusal[] {
+  const refusals = new Set<Refusal>();
+  for (const tier of tiers) {
+    const own = requestIn(request, tier);
+    if (own === null) refusals.add('labels');
+    else for (const spot of tier.spots.all()) refusals.add(refusal(own, spot)!);
+  }
+  return [...refusals];
+}
+
+/** The request as a tier reads it; null: it asks for a label with another value than the tier does. */
+export function requestIn(request: PlacementRequest, tier: Tier): PlacementRequest | null {
+  if (tier.model === request.model && Object.keys(tier.labels).length === 0) return request;
+  for (const name in tier.labels) {
+    const wanted = request.labels[name];
+    if (wanted !== undefined && wanted !== tier.labels[name]) return null;
+  }
+  return { ...request, model: tier.model, labels: { ...request.labels, ...tier.labels } };
+}
+
+/** Where no fresh spot is open: one that has failed the job, or what there is to wait for; `better` than to try it. */
+function secondBest<S extends Spot>(
+  request: PlacementRequest,
+  spots: ModelSpots<S>,
+): { kind: 'placed'; spot: S } | { kind: 'better' } | { kind: 'wait' } | null {
+  const avoided = avoidedOpen(request, spots);
+  let waits = false;
+  // A full node that has not failed this job is worth waiting for; so is anybody where only avoided ones remain.
+  for (const other of spots.patient) {
+    if (misfit(request, other) !== null) continue;
+    if (closedBy(other) === 'full' && !request.avoid.has(other.node.id)) return { kind: 'better' };
+    waits = true;
+  }
+  if (avoided !== undefined) return { kind: 'placed', spot: avoided };
+  return waits ? { kind: 'wait' } : null;
+}
+
+/** Whether a node that has not failed this job could serve it, at once or when a slot is free. */
+export function servedElsewhere(request: PlacementRequest, all: ModelSpots, node: string): boolean {
+  const spots = all.labelled(request.labels);
+  const can = (spot: Spot) =>
+    spot.node.id !== node && !request.avoid.has(spot.node.id) && misfit(request, spot) === null;
+  return (
+    spots.open.some((tier) => tier.some(can)) ||
+    spots.patient.some((spot) => closedBy(spot) === 'full' && can(spot))
+  );
+}
+
+/** The same over a route's order. */
+export function servedElsewhereInOrder(
+  request: PlacementRequest,
+  tiers: readonly Tier[],
+  node: string,
+): boolean {
+  return tiers.some((tier) => {
+    const own = requestIn(request, tier);
+    return own !== null && servedElsewhere(own, tier.spots, node);
+  });
+}
+
+/** The node that holds the conversation's prefix, while it is not hot. */
+function affine<S extends Spot>(request: PlacementRequest, spots: ModelSpots<S>): S | undefined {
+  if (request.affinity === null || request.avoid.has(request.affinity)) return undefined;
+  return spots
+    .of(request.affinity)
+    .find(
+      ({ slots }, index, own) =>
+        slots.reserved / slots.capacity < HOT && refusal(request, own[index]!) === null,
+    );
+}
+
+function bestOpen<S extends Spot>(
+  request: PlacementRequest,
+  spots: ModelSpots<S>,
+  random: () => number,
+): S | undefined {
+  for (const tier of spots.open) {
+    const drawn = tier.length <= DRAWS ? undefined : bestOf(request, draw(tier, random), random);
+    const best = drawn ?? bestOf(request, tier, random);
+    if (best !== undefined) return best;
+  }
+  return undefined;
+}
+
+function bestOf<S extends Spot>(
+  request: PlacementRequest,
+  spots: Iterable<S>,
+  random: () => number,
+): S | undefined {
+  let best: S | undefined;
+  let best_score = Infinity;
+  for (const spot of spots) {
+    if (misfit(request, spot) !== null || request.avoid.has(spot.node.id)) continue;
+    const score = scoreOf(spot) + random() * 1e-3;
+    if (score >= best_score) continue;
+    best = spot;
+    best_score = score;
+  }
+  return best;
+}
+
+function* draw<S>(from: readonly S[], random: () => number): Iterable<S> {
+  for (let n = 0; n < DRAWS; n++) yield from[Math.floor(random() * from.length)]!;
+}
+
+/** A node that has failed this job, and could take it. */
+function avoidedOpen<S extends Spot>(request: PlacementRequest, spots: ModelSpots<S>): S | undefined {
+  for (const id of request.avoid) {
+    const spot = spots.of(id).find((own) => refusal(request, own) === null);
+    if (spot !== undefined) return spot;
+  }
+  return undefined;
+}
+
+/** Lower is better: the share of slots that is taken, and what the node has lately failed. */
+function scoreOf({ slots, node }: Spot): number {
+  return slots.reserved / slots.capacity + Math.min(node.failures, 10) * 0.05;
 }
 
 /** Whether a list of model names, a trailing `*` matching any ending, has this one. An empty list has all. */
 export function matchesModel(list: readonly string[], model: string): boolean {
   if (list.length === 0) return true;
   return list.some((entry) => (entry.endsWith('*') ? model.startsWith(entry.slice(0, -1)) : entry === model));
-}
-
-function hasLabels(has: Readonly<Record<string, string>>, wants: Readonly<Record<string, string>>): boolean {
-  for (const name in wants) if (has[name] !== wants[name]) return false;
-  return true;
 }

@@ -26,8 +26,36 @@ test('the first delay lies within a random second, later ones under 1, 2, 4 and 
   );
 });
 
+test('whatever came before, the first dial after a link of 3 s or more is within a random second, and those after it no faster than before', () => {
+  const failed_dial = fc.constant(null);
+  const link_of_ms = fc.integer({ min: 0, max: 120_000 });
+  fc.assert(
+    fc.property(fc.array(fc.oneof(failed_dial, link_of_ms)), (history) => {
+      let state = RECONNECT_START;
+      let slowest_ms = 0;
+      for (const stood_ms of history) {
+        if (stood_ms !== null) state = linkStood(state, stood_ms);
+        const next = nextReconnect(state, 1);
+        if (stood_ms !== null && stood_ms >= 60_000) slowest_ms = 0;
+        if (stood_ms !== null && stood_ms >= 3000) expect(next.delay_ms).toBe(1000);
+        else expect(next.delay_ms).toBeGreaterThanOrEqual(slowest_ms);
+        slowest_ms = Math.max(slowest_ms, next.delay_ms);
+        state = next.state;
+      }
+    }),
+  );
+});
+
+test('a control plane that lets a node in and drops it at once is dialled at the slowest pace in the end', () => {
+  let state = RECONNECT_START;
+  let delay_ms = 0;
+  for (let link = 0; link < 10; link++) ({ state, delay_ms } = nextReconnect(linkStood(state, 50), 1));
+  expect(delay_ms).toBe(5000);
+});
+
 test('only a link that stood for a minute starts the ladder again', () => {
-  const tired = { attempts: 4 };
-  expect(linkStood(tired, 59_999)).toBe(tired);
-  expect(linkStood(tired, 60_000)).toEqual(RECONNECT_START);
+  const tired = { attempts: 4, first: false };
+  const after = (stood_ms: number) => nextReconnect(nextReconnect(linkStood(tired, stood_ms), 1).state, 1);
+  expect(after(59_999).delay_ms).toBe(5000);
+  expect(after(60_000).delay_ms).toBe(1000);
 });

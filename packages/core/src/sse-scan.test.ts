@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { DoneHold, SSE_HOLD_MAX_BYTES, SseScan } from './sse-scan.ts';
+import { SSE_HOLD_MAX_BYTES, SseScan } from './sse-scan.ts';
 
 const USAGE = { prompt_tokens: 3, completion_tokens: 2, total_tokens: 5 };
 const chunkOf = (delta: string, finish: string | null = null) =>
@@ -12,11 +12,7 @@ function bytesOf(parts: Uint8Array[]): string {
 }
 
 /** Feeds `input` cut at the given places. */
-function feed(
-  scan: SseScan | DoneHold,
-  input: Buffer,
-  cuts: number[],
-): { out: string; most_waiting: number } {
+function feed(scan: SseScan, input: Buffer, cuts: number[]): { out: string; most_waiting: number } {
   const places = [...new Set(cuts.map((cut) => cut % (input.length + 1)))].sort((a, b) => a - b);
   const out: Uint8Array[] = [];
   let from = 0;
@@ -185,14 +181,14 @@ describe('SseScan', () => {
   });
 });
 
-describe('DoneHold', () => {
+describe('a scan that holds back the end', () => {
   test('hands on everything before [DONE] and nothing from it on, however the stream is cut', () => {
     const spelled = fc.constantFrom('data: [DONE]', 'data:[DONE]', 'data:  [DONE]', 'data: [DONE] ');
     fc.assert(
       fc.property(stream, cutsOf, spelled, ({ end, before, with_done, after }, cuts, done) => {
         const head = Buffer.from(join(before, end));
         const tail = Buffer.from(with_done ? join([[done], ...after], end) : '');
-        const hold = new DoneHold();
+        const hold = new SseScan({ hold_done: true });
         const { out, most_waiting } = feed(hold, Buffer.concat([head, tail]), cuts);
         expect(out).toBe(head.toString('latin1'));
         expect(hold.done).toBe(with_done);
@@ -204,7 +200,7 @@ describe('DoneHold', () => {
   });
 
   test('holds back a last line that may still become [DONE], and lets it go when it does not', () => {
-    const hold = new DoneHold();
+    const hold = new SseScan({ hold_done: true });
     expect(bytesOf(hold.push(Buffer.from('data: {}\n\ndata: [DO')))).toBe('data: {}\n\n');
     expect(bytesOf(hold.push(Buffer.from('NT]\n\n')))).toBe('data: [DONT]\n\n');
     expect(bytesOf(hold.push(Buffer.from('data: [DON')))).toBe('');
@@ -212,13 +208,13 @@ describe('DoneHold', () => {
   });
 
   test('holds the whole event when other lines of it came in the same piece', () => {
-    const hold = new DoneHold();
+    const hold = new SseScan({ hold_done: true });
     expect(bytesOf(hold.push(Buffer.from('data: 1\n\nevent: end\ndata: [DONE]\n\n')))).toBe('data: 1\n\n');
     expect(bytesOf(hold.release())).toBe('event: end\ndata: [DONE]\n\n');
   });
 
   test('keeps a bounded amount of what a backend sends after [DONE]', () => {
-    const hold = new DoneHold();
+    const hold = new SseScan({ hold_done: true });
     hold.push(Buffer.from('data: [DONE]\n\n'));
     for (let count = 0; count < 100; count++) hold.push(Buffer.alloc(16 * 1024));
     expect(hold.held_bytes).toBeLessThanOrEqual(64 * 1024);

@@ -18,8 +18,6 @@ import { readEvent } from './sse-event.ts';
 export interface SseScanOptions {
   drop_usage_event?: boolean;
   hold_done?: boolean;
-  /** False: look for `[DONE]` only. */
-  read_events?: boolean;
 }
 
 /** The most bytes of an incomplete event that wait when the usage-only event is to be dropped. */
@@ -59,7 +57,6 @@ export class SseScan {
 
   readonly #drop: boolean;
   readonly #hold: boolean;
-  readonly #read: boolean;
   #carry = EMPTY;
   #carried = 0;
   #event_start = 0;
@@ -78,7 +75,6 @@ export class SseScan {
   constructor(options: SseScanOptions = {}) {
     this.#drop = options.drop_usage_event ?? false;
     this.#hold = options.hold_done ?? false;
-    this.#read = options.read_events ?? true;
   }
 
   get done(): boolean {
@@ -213,7 +209,7 @@ export class SseScan {
 
   /** Keeps a copy of what is there of an incomplete event, to read it once it is whole. */
   #carryOn(bytes: Buffer, from: number): void {
-    if (!this.#read || this.#event_unread) return;
+    if (this.#event_unread) return;
     const length = bytes.length - from;
     if (this.#carried + length > EVENT_READ_MAX_BYTES) {
       this.#event_unread = true;
@@ -235,7 +231,7 @@ export class SseScan {
     let dropped = false;
     const is_done = this.done_offset === this.#event_start;
     if (this.#event_has_data && !is_done) this.data_events++;
-    if (this.#read && !this.#event_unread && !is_done) {
+    if (!this.#event_unread && !is_done) {
       let event = bytes;
       let start = from;
       let end = after;
@@ -292,36 +288,6 @@ export class SseScan {
     if (this.done && this.#held_bytes + bytes.length > AFTER_DONE_MAX_BYTES) return;
     this.#held.push(Buffer.from(bytes));
     this.#held_bytes += bytes.length;
-  }
-}
-
-/**
- * The gateway's side of the same scanner: hands on what may go to the client now and holds back everything from the
- * `data: [DONE]` event on, until the success is recorded (`release`) or is none (the held bytes are forgotten).
- */
-export class DoneHold {
-  readonly #scan = new SseScan({ hold_done: true, read_events: false });
-
-  get done(): boolean {
-    return this.#scan.done;
-  }
-
-  get held_bytes(): number {
-    return this.#scan.held_bytes;
-  }
-
-  push(chunk: Uint8Array): Uint8Array[] {
-    return this.#scan.push(chunk);
-  }
-
-  /** The input has ended: a partial line that did not become `[DONE]` goes on; `[DONE]` itself stays. */
-  finish(): Uint8Array[] {
-    return this.#scan.finish();
-  }
-
-  /** Everything held back, the `[DONE]` event first. */
-  release(): Uint8Array[] {
-    return this.#scan.release();
   }
 }
 

@@ -1,7 +1,7 @@
-import type { TokenUsage } from '@flotilla/protocol';
+import { TOKENS_MAX, type TokenUsage } from '@flotilla/protocol';
 
 /** Bytes of text that make about one token, where a backend tells no count. */
-const BYTES_PER_TOKEN = 4;
+export const BYTES_PER_TOKEN = 4;
 
 /** Reads an OpenAI `usage` object; undefined when it is none. Counts that are no counts become 0. */
 export function readUsage(value: unknown): TokenUsage | undefined {
@@ -29,5 +29,7 @@ export function estimateUsage(prompt_bytes: number, completion_bytes: number): T
 }
 
 function tokenCount(value: unknown): number {
-  return typeof value === 'number' && Number.isSafeInteger(value) && value >= 0 ? value : 0;
+  return typeof value === 'number' && Number.isInteger(value) && value >= 0 && value <= TOKENS_MAX
+    ? value
+    : 0;
 }

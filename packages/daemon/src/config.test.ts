@@ -1,14 +1,13 @@
-import { readFile, stat, writeFile } from 'node:fs/promises';
+import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import {
   ConfigError,
   ENVIRONMENT,
   configSchema,
-  loadConfig,
   readConfig,
-  rememberSettings,
   unknownVariables,
+  withSettings,
 } from './config.ts';
 import { folder } from './testing/folder.ts';
 
@@ -123,23 +122,21 @@ describe('what is wrong is said with its place and the likeliest fix', () => {
   });
 });
 
-test('remembered settings keep the file’s comments and other settings, and nobody else can read it', async () => {
+test('settings put into the file keep its comments and other settings', async () => {
   const path = join(await folder(), 'node.yaml');
   await writeFile(path, '# my box\nregion: home # here\nslots: 1\n');
-  await rememberSettings(path, { slots: 6, backends: [{ url: 'http://127.0.0.1:9000' }], labels: undefined });
-  const text = await readFile(path, 'utf8');
+  const given = { slots: 6, backends: [{ url: 'http://127.0.0.1:9000' }], labels: undefined };
+  const text = await withSettings(path, given);
   expect(text).toContain('# my box');
   expect(text).toContain('region: home # here');
-  expect(await loadConfig(path)).toMatchObject({
-    region: 'home',
-    slots: 6,
-    backends: [{ url: 'http://127.0.0.1:9000' }],
-  });
-  expect((await stat(path)).mode & 0o777).toBe(0o600);
+  expect(readConfig({ file: { path, text: text! } })).toMatchObject({ region: 'home', ...given, labels: {} });
+  await writeFile(path, text!);
+  expect(await withSettings(path, given)).toBeNull();
 });
 
-test('settings that would not be read again are not remembered', async () => {
+test('settings that would not be read again are not put into the file', async () => {
   const path = join(await folder(), 'node.yaml');
-  await expect(rememberSettings(path, { slots: -1 })).rejects.toThrow(ConfigError);
-  expect(await loadConfig(path)).not.toHaveProperty('slots');
+  await expect(withSettings(path, { slots: -1 })).rejects.toThrow(ConfigError);
+  await writeFile(path, 'a: [');
+  await expect(withSettings(path, { slots: 1 })).rejects.toThrow(ConfigError);
 });

@@ -1,28 +1,31 @@
 import { readFile } from 'node:fs/promises';
-import { labelsSchema, operationSchema } from '@flotilla/protocol';
+import { isDeepStrictEqual } from 'node:util';
+import { nearest } from '@flotilla/core';
+import { labelsSchema, modelIdSchema, operationSchema } from '@flotilla/protocol';
 import { parse as parseYaml, parseDocument } from 'yaml';
 import { z } from 'zod';
-import { writeFileAtomically } from './atomic-file.ts';
 import { KIND_NAMES } from './backends/kind.ts';
-import { nearest } from './did-you-mean.ts';
 import { LOG_LEVELS } from './log.ts';
 
 /**
  * The daemon's settings, once: `node.yaml`, environment and flags are read by this schema. Flags outrank the
  * environment, the environment outranks the file; a list or a map given by one replaces that of the other whole.
  */
-const httpUrl = z.string().transform((text, context) => {
-  const url = URL.canParse(text) ? new URL(text) : null;
-  if (url === null || (url.protocol !== 'http:' && url.protocol !== 'https:')) {
-    context.addIssue({ code: 'custom', message: `${JSON.stringify(text)} is no http or https address.` });
-    return z.NEVER;
-  }
-  if (url.username !== '' || url.password !== '') {
-    context.addIssue({ code: 'custom', message: 'An address holds no user or password; use api_key.' });
-    return z.NEVER;
-  }
-  return `${url.origin}${url.pathname.replace(/\/+$/, '')}`;
-});
+const httpUrl = z
+  .string()
+  .meta({ format: 'uri' })
+  .transform((text, context) => {
+    const url = URL.canParse(text) ? new URL(text) : null;
+    if (url === null || (url.protocol !== 'http:' && url.protocol !== 'https:')) {
+      context.addIssue({ code: 'custom', message: `${JSON.stringify(text)} is no http or https address.` });
+      return z.NEVER;
+    }
+    if (url.username !== '' || url.password !== '') {
+      context.addIssue({ code: 'custom', message: 'An address holds no user or password; use api_key.' });
+      return z.NEVER;
+    }
+    return `${url.origin}${url.pathname.replace(/\/+$/, '')}`;
+  });
 
 const slots = z.number().int().min(1).max(100_000);
 const probe = z.enum(['generate', 'list']);
@@ -47,12 +50,20 @@ const backendSettingsSchema = z.strictObject({
   idle_timeout_ms: duration_ms.optional().describe('Longest silence between two pieces of an answer.'),
   probe: probe
     .optional()
-    .describe('generate: also prove it by a one-token answer; list: only ask for its models.'),
+    .describe(
+      'generate: also prove it by a one-token answer; list: only ask for its models. Otherwise by its kind.',
+    ),
   operations: z
     .array(operationSchema)
     .min(1)
     .optional()
     .describe('What all its models can do, for a server that does not tell.'),
+  models: z
+    .array(modelIdSchema)
+    .min(1)
+    .max(2000)
+    .optional()
+    .describe('Models that it serves without listing them: for a server that has no list, or keeps it back.'),
 });
 export type BackendSettings = z.infer<typeof backendSettingsSchema>;
 
@@ -78,7 +89,9 @@ export const configSchema = z.strictObject({
   slots: slots
     .optional()
     .describe('How many requests each backend takes at once, where it has no number of its own.'),
-  probe: probe.optional().describe('For backends that do not say it themselves.'),
+  probe: probe
+    .optional()
+    .describe('Of backends that have none of their own: generate also proves them by a one-token answer.'),
   status_port: port
     .default(7401)
     .describe(
@@ -114,7 +127,7 @@ export const configSchema = z.strictObject({
   log_level: z
     .enum(LOG_LEVELS)
     .default('info')
-    .describe('No level prints a request, an answer or a credential.'),
+    .describe('What the log has; no level prints a request, an answer or a credential.'),
 });
 export type Config = z.infer<typeof configSchema>;
 /** What a file or a command gives: everything may be left out. */
@@ -198,17 +211,23 @@ export async function loadConfig(path: string, sources: Omit<ConfigSources, 'fil
 }
 
 /**
- * Writes settings into `node.yaml`, keeping its comments and other settings, so that a daemon started without the
- * flags (by a service manager) runs with what `join` was given.
+ * The text of `node.yaml` with settings put into it, its comments and other settings kept, so that a daemon started
+ * without the flags (by a service manager) runs with what `join` was given.
+ * @returns `null` when it has them already
+ * @throws {ConfigError} when it could not be read again
  */
-export async function rememberSettings(path: string, settings: ConfigFlags): Promise<void> {
-  const given = Object.entries(settings).filter(([, value]) => value !== undefined);
-  if (given.length === 0) return;
-  const document = parseDocument((await readOrNull(path)) ?? '');
-  for (const [setting, value] of given) document.set(setting, value);
+export async function withSettings(path: string, settings: ConfigFlags): Promise<string | null> {
+  const before = (await readOrNull(path)) ?? '';
+  const kept = readYaml({ path, text: before });
+  const changed = Object.entries(settings).filter(
+    ([setting, value]) => value !== undefined && !isDeepStrictEqual(value, kept[setting]),
+  );
+  if (changed.length === 0) return null;
+  const document = parseDocument(before);
+  for (const [setting, value] of changed) document.set(setting, value);
   const text = document.toString();
   readConfig({ file: { path, text } });
-  await writeFileAtomically(path, text, 0o600); // it may hold a backend's key
+  return text;
 }
 
 /** Variables that look like the daemon's but are not: most likely mistyped, so start-up says so. */
@@ -257,7 +276,7 @@ function describe(issue: z.core.$ZodIssue, givenBy: Map<string, string>, path: s
 
 function suggestion(name: string, known: readonly string[]): string {
   const near = nearest(name, known);
-  return near === null ? '.' : `; did you mean ${near}?`;
+  return near === undefined ? '.' : `; did you mean ${near}?`;
 }
 
 function refuseEqualIds(backends: BackendSettings[]): void {

@@ -1,3 +1,4 @@
+import { isThisMachine } from '@flotilla/core';
 /**
  * The control plane's address. Over plain http a node's credential and every prompt could be read and changed on the
  * way, so anything but this machine itself must be https unless the operator has said `--insecure`.
@@ -27,10 +28,6 @@ export function controlAddress(given: string, insecure: boolean): URL {
     );
   }
   return new URL(`${url.origin}${url.pathname.replace(/\/+$/, '')}`);
-}
-
-export function isThisMachine({ hostname }: URL): boolean {
-  return hostname === 'localhost' || hostname === '[::1]' || /^127\.\d+\.\d+\.\d+$/.test(hostname);
 }
 
 /** As it is kept and compared: without a trailing slash. */

@@ -2,7 +2,13 @@ import { stat, writeFile } from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import { expect, onTestFinished, test } from 'vitest';
-import { callDaemon, type ControlHandler, DaemonCallError, openControlSocket } from './control-socket.ts';
+import {
+  callDaemon,
+  type ControlHandler,
+  type ControlRequest,
+  DaemonCallError,
+  openControlSocket,
+} from './control-socket.ts';
 import { statePaths } from './state-dir.ts';
 import { folder } from './testing/folder.ts';
 
@@ -40,6 +46,16 @@ test('what is no request is answered as that', async () => {
     });
     expect(JSON.parse(answer)).toMatchObject({ ok: false, code: 'invalid_request' });
   }
+});
+
+test('a verb with a setting that it cannot have is answered with the setting and why', async () => {
+  const { dir } = await open(async () => ({ ok: true }));
+  await expect(callDaemon(dir, { verb: 'leave', deadline_ms: 172_800_000 })).rejects.toMatchObject({
+    code: 'invalid_request',
+    message: expect.stringMatching(/^deadline_ms: .*86400000/),
+  });
+  const unknown = { verb: 'status', colour: 'red' } as unknown as ControlRequest;
+  await expect(callDaemon(dir, unknown)).rejects.toThrow(/"colour"/);
 });
 
 test('without a daemon the command says so and what to do, whether nothing is there or a crash left its socket', async () => {

@@ -1,7 +1,7 @@
 import { chmod, rm } from 'node:fs/promises';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { z } from 'zod';
-import { statePaths } from './state-dir.ts';
+import { isNodeCredential, statePaths } from './state-dir.ts';
 
 /**
  * `control.sock`: how the commands on this machine talk to the daemon. One line of JSON asks, one line answers. Who may
@@ -20,6 +20,7 @@ const requestSchema = z.discriminatedUnion('verb', [
     deadline_ms: z.number().int().min(0).max(86_400_000).optional(),
   }),
   z.strictObject({ verb: z.literal('reload') }),
+  z.strictObject({ verb: z.literal('credential'), credential: z.string().refine(isNodeCredential) }),
 ]);
 export type ControlRequest = z.infer<typeof requestSchema>;
 export type ControlAnswer =
@@ -97,21 +98,31 @@ async function answer(socket: Socket, line: string, handle: ControlHandler): Pro
 }
 
 async function respond(line: string, handle: ControlHandler): Promise<ControlAnswer> {
-  let request: ControlRequest;
-  try {
-    request = requestSchema.parse(JSON.parse(line));
-  } catch {
-    return {
-      ok: false,
-      code: 'invalid_request',
-      message: 'One line of JSON with a verb: status, drain, leave or reload.',
-    };
+  const request = requestSchema.safeParse(parseJson(line));
+  if (!request.success) {
+    return { ok: false, code: 'invalid_request', message: whatIsWrong(request.error) };
   }
   try {
-    return await handle(request);
+    return await handle(request.data);
   } catch (error) {
     return { ok: false, code: 'failed', message: (error as Error).message };
   }
+}
+
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
+
+/** Of a line without a verb that is known, what a line has to be; else each setting at fault. */
+function whatIsWrong({ issues }: z.ZodError): string {
+  if (issues.some(({ code, path }) => path[0] === 'verb' || (code === 'invalid_type' && path.length === 0))) {
+    return 'One line of JSON with a verb: status, drain, leave, reload or credential.';
+  }
+  return issues.map(({ path, message }) => [...path, message].join(': ')).join('\n');
 }
 
 /** The daemon could not be asked, or refused. */

@@ -10,11 +10,13 @@ import {
   openControlSocket,
 } from './control-socket.ts';
 import { type Described, describeNode } from './descriptor.ts';
+import { Discoveries } from './discoveries.ts';
 import { HeartbeatFile } from './heartbeat-file.ts';
+import { Journal } from './journal/journal.ts';
 import { LinkHost } from './link-host.ts';
 import { type DaemonEvent, LinkNews } from './link-news.ts';
 import { writeRegistry } from './registry-file.ts';
-import { type Credential, removeCredential, type StatePaths } from './state-dir.ts';
+import { type Credential, removeCredential, type StatePaths, writeCredential } from './state-dir.ts';
 import { Metrics } from './status/metrics.ts';
 import { openStatusServer, type StatusServer } from './status/server.ts';
 import { type DaemonStatus, initialLink, readiness, statusView } from './status/view.ts';
@@ -23,11 +25,11 @@ import type { FromLink, LinkThreadData } from './threads.ts';
 /**
  * The daemon's main thread: it wires the parts and holds what is true of the whole.
  *
- *     starting ──backends seen, heartbeat `running` on disk──▶ running ──signal, verb, or the link thread's `stopped`──▶ stopping ──▶ stopped
+ *     starting ──backends seen, heartbeat `running` on disk──▶ running ──signal, verb, or the link thread's `stopping`──▶ stopping ──▶ stopped
  *
  * Moved by this class alone. `stopping`: the heartbeat says so on disk, then the link thread is told to drain; it ends
  * with the thread's `stopped`, with the deadline and five seconds over, or at once when asked a second time. Whatever
- * kills the process, the lock goes with it and the next start begins anew: nothing of inference outlives a daemon.
+ * kills the process, the lock goes with it and the next start begins anew: of inference nothing outlives a daemon but its journal.
  */
 export interface DaemonParts {
   paths: StatePaths;
@@ -50,6 +52,8 @@ const FIRST_PROBES_MS = 3_000;
 /** After the deadline the link thread still has to say farewell. */
 const FAREWELL_MS = 5_000;
 const PROGRESS_EVERY_MS = 250;
+/** The exit code by which a service manager knows that another start would change nothing. */
+const UNWANTED = 3;
 /** Settings that `reload` applies; the others are read once. */
 const RELOADABLE: readonly (keyof Config)[] = [
   'backends',
@@ -67,12 +71,15 @@ export class Daemon {
   readonly #progress = new SharedArrayBuffer(4);
   readonly #heartbeat: HeartbeatFile;
   readonly #backends: BackendSet;
+  readonly #journal: Journal;
   readonly #link: LinkHost;
   readonly #news: LinkNews;
   readonly #metrics: Metrics;
   readonly #status: DaemonStatus;
   readonly #ended = Promise.withResolvers<number>();
   #config: Config;
+  #credential: Credential;
+  #credential_written: Promise<void> = Promise.resolve();
   #described: Described;
   #told_targets = '';
   #link_open = false;
@@ -81,11 +88,14 @@ export class Daemon {
   #deadline: Timer | null = null;
   #drain_until = Number.POSITIVE_INFINITY;
   #stopping: Promise<void> | null = null;
+  /** Requests that the stop has cut. */
+  #released = 0;
 
   constructor(parts: DaemonParts) {
     const { paths, config, credential, boot_id, version, log, clock } = parts;
     this.#parts = parts;
     this.#config = config;
+    this.#credential = credential;
     this.#status = {
       pid: process.pid,
       boot_id,
@@ -122,6 +132,12 @@ export class Daemon {
       on_probe: (backend, probe, outcome) => this.#metrics.probed(backend, probe, outcome),
       ...(parts.find_ports === undefined ? {} : { ports: parts.find_ports }),
     });
+    this.#journal = new Journal({
+      dir: paths.journal,
+      clock,
+      log,
+      on_writable: (writable) => this.#link?.post({ type: 'journal_writable', writable }),
+    });
     this.#link = new LinkHost({
       script: parts.link_script,
       data: () => this.#linkData(),
@@ -134,10 +150,18 @@ export class Daemon {
       status: this.#status,
       heartbeat: this.#heartbeat,
       backends: this.#backends,
+      discoveries: new Discoveries({
+        backends: this.#backends,
+        post: (message) => this.#link.post({ type: 'discovery', message }),
+        clock,
+        log,
+      }),
+      journal: this.#journal,
       metrics: this.#metrics,
       clock,
       log,
       on_event: parts.on_event,
+      on_stopping: (message) => this.#refused(message),
       on_stopped: (message) => this.#stopped(message),
     });
     this.#described = this.#describe();
@@ -163,6 +187,7 @@ export class Daemon {
       this.#deadline?.cancel();
       await this.#stopping;
       await this.#link.end();
+      await this.#journal.close();
       await this.#backends.stop();
       this.#status.status = 'stopped';
       await server?.close();
@@ -180,6 +205,7 @@ export class Daemon {
 
   stopNow(reason: string): void {
     this.#parts.log.warn({ reason }, 'Stopping at once; running work is lost.');
+    this.#released = this.#atWork();
     void this.#stop(reason, 0).then(() => this.#ended.resolve(1));
   }
 
@@ -260,16 +286,18 @@ export class Daemon {
   }
 
   #linkData(): LinkThreadData {
-    const { control_url, credential, boot_id, version, config } = this.#parts;
+    const { control_url, boot_id, version, config } = this.#parts;
     return {
       control_url,
-      credential: credential.credential,
+      credential: this.#credential.credential,
       boot_id,
       version,
       ...this.#described,
       backends: this.#backends.states().map(({ target }) => target),
       progress: this.#progress,
       connect_timeout_ms: config.connect_timeout_ms,
+      journal: this.#journal.entries(),
+      journal_writable: this.#journal.writable,
     };
   }
 
@@ -300,7 +328,10 @@ export class Daemon {
     const before = this.#described;
     const targets = this.#backends.states().map(({ target }) => target);
     this.#described = this.#describe();
-    const { descriptor_hash, health } = this.#described;
+    const { descriptor_hash, health, cut } = this.#described;
+    if (cut.length > 0 && cut.join() !== before.cut.join()) {
+      this.#parts.log.warn({ cut }, 'Not all models fit into what a node may say of itself.');
+    }
     const same = descriptor_hash === before.descriptor_hash && JSON.stringify(targets) === this.#told_targets;
     this.#told_targets = JSON.stringify(targets);
     if (!same) this.#link.post({ type: 'descriptor', ...this.#described, backends: targets });
@@ -309,20 +340,59 @@ export class Daemon {
     }
   }
 
-  #stopped({ why, message }: Extract<FromLink, { type: 'stopped' }>): void {
+  /** A rotated credential: on disk first, then the link is made anew with it; work and streams go on. */
+  async #renew(credential: string): Promise<ControlAnswer> {
+    // What is leaving must not find its credential on disk again.
+    if (this.#stopping !== null) {
+      return {
+        ok: false,
+        code: 'stopping',
+        message: 'The daemon is stopping; hand it over when it has ended.',
+      };
+    }
+    const renewed = { ...this.#credential, credential };
+    const written = this.#credential_written.then(() => writeCredential(this.#parts.paths, renewed));
+    this.#credential_written = written.catch(() => {});
+    await written;
+    this.#credential = renewed;
+    this.#parts.log.info({}, 'A new credential was handed over; the link is made anew with it.');
+    this.#link.post({ type: 'credential', credential });
+    return { ok: true, name: this.#status.name, in_use: true };
+  }
+
+  /** The thread holds on to its work until it is told to drain. */
+  #refused({ why, message }: Extract<FromLink, { type: 'stopping' }>): void {
+    this.#parts.log.error({ why }, `This node stops for good: ${message}`);
+    void this.#stop(why, 0).then(() => this.#drain(why, this.#parts.clock.now_ms()));
+  }
+
+  #stopped({ why, released, kept }: Extract<FromLink, { type: 'stopped' }>): void {
+    this.#released = released;
+    if (kept > 0) {
+      this.#parts.log.warn(
+        { kept },
+        'Results were not acknowledged: the next start of this node delivers them.',
+      );
+    }
     if (why === 'drained') {
-      this.#parts.log.info({}, 'Drained and deregistered.');
+      if (released === 0) this.#parts.log.info({}, 'Drained and deregistered.');
+      else this.#parts.log.warn({ released }, 'Deregistered before all work had ended: the rest was cut.');
       this.#ended.resolve(0);
       return;
     }
-    this.#parts.log.error({ why }, `This node stops for good: ${message}`);
-    void this.#stop(why, 0).then(() => this.#ended.resolve(1));
+    void this.#stop(why, 0).then(() => this.#ended.resolve(UNWANTED));
   }
 
   /** While stopping, a new thread would only register to deregister: what the old one had is lost either way. */
   #crashed(reason: string): void {
+    if (this.#stopping !== null) this.#released = this.#atWork();
     this.#news.crashed(reason);
     if (this.#stopping !== null) this.#ended.resolve(1);
+  }
+
+  /** As the link thread told it last. */
+  #atWork(): number {
+    return this.#status.attempts.filter(({ state }) => state !== 'released').length;
   }
 
   /** `stopping` is on disk before anything is let go. */
@@ -346,6 +416,7 @@ export class Daemon {
     this.#deadline?.cancel();
     this.#deadline = clock.after(deadline_ms + FAREWELL_MS, () => {
       log.error({}, 'The link thread did not end in time.');
+      this.#released = this.#atWork();
       this.#ended.resolve(1);
     });
   }
@@ -358,18 +429,29 @@ export class Daemon {
         const deadline_ms = request.deadline_ms ?? this.#config.drain_timeout_ms;
         const ended = this.stop('drain', deadline_ms);
         if (request.wait !== true) return { ok: true, draining: true, deadline_ms };
-        return { ok: true, drained: (await ended) === 0 };
+        const code = await ended;
+        return { ok: true, drained: code === 0 && this.#released === 0, released: this.#released };
       }
       case 'leave': {
         const connected = this.#status.link.state === 'connected';
         const code = await this.stop('leave', request.deadline_ms ?? this.#config.drain_timeout_ms);
+        await this.#credential_written;
         await removeCredential(this.#parts.paths);
-        return { ok: true, left: true, deregistered: connected && code === 0 };
+        // Its results were for the fleet that it has left.
+        await this.#journal.destroy();
+        return {
+          ok: true,
+          left: true,
+          deregistered: connected && code === 0,
+          released: this.#released,
+        };
       }
       case 'reload': {
         const { needs_restart } = await this.reload();
         return { ok: true, needs_restart, backends: this.#view()['backends'] };
       }
+      case 'credential':
+        return this.#renew(request.credential);
     }
   }
 

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto';
-import type { BackendHealth, Descriptor } from '@flotilla/protocol';
+import type { BackendHealth, Descriptor, Model } from '@flotilla/protocol';
 import type { BackendState } from './backends/backend-set.ts';
 
 /** What this node says of itself: see `protocol/src/descriptor.ts`. */
@@ -16,21 +16,69 @@ export interface Described {
   /** Equal for equal descriptors, on any machine and after any restart. */
   descriptor_hash: string;
   health: BackendHealth[];
+  /** What did not fit, a sentence each. */
+  cut: string[];
 }
 
-export function describeNode({ name, labels, region, version, backends }: DescriptorInput): Described {
+/**
+ * Descriptor, health and inventory share the 256 KiB of a registration; see also `INVENTORY_MAX_BYTES`. A larger one
+ * would be refused for ever, and the node with it.
+ */
+export const DESCRIPTOR_MAX_BYTES = 64 * 1024;
+export const HEALTH_MAX_BYTES = 32 * 1024;
+
+/** What fits of it: the longest lists of models are shortened, the same ones each time. */
+export function describeNode(input: DescriptorInput): Described {
+  for (let most = Math.max(0, ...input.backends.map(({ models }) => models.length)); ; most = most >> 1) {
+    const whole = describeModels(input, most);
+    // Why each model is ill goes before a model does: what is offered must not depend on how much of it is ill.
+    const described = sizeOf(whole.health) <= HEALTH_MAX_BYTES ? whole : withoutReasons(whole);
+    const fits =
+      sizeOf(described.descriptor) <= DESCRIPTOR_MAX_BYTES && worstHealth(described) <= HEALTH_MAX_BYTES;
+    if (fits || most === 0) return described;
+  }
+}
+
+function withoutReasons(described: Described): Described {
+  const health = described.health.map((backend) => ({
+    ...backend,
+    models: backend.models.map(({ id, health: own }) => ({ id, health: own })),
+  }));
+  return { ...described, health };
+}
+
+/** The size of its health, were each of its models ill. */
+function worstHealth({ descriptor, health }: Described): number {
+  const worst = descriptor.backends.map(({ id, models }) => ({
+    ...health.find((backend) => backend.id === id),
+    models: models.map((model) => ({ id: model.id, health: 'degraded' })),
+  }));
+  return sizeOf(worst);
+}
+
+function sizeOf(value: unknown): number {
+  return Buffer.byteLength(JSON.stringify(value));
+}
+
+function describeModels(
+  { name, labels, region, version, backends }: DescriptorInput,
+  most: number,
+): Described {
+  const fitting = backends.map(({ models }) =>
+    models.toSorted((a, b) => (a.id < b.id ? -1 : 1)).slice(0, most),
+  );
   const descriptor: Descriptor = {
     name,
     labels,
     ...(region === undefined ? {} : { region }),
     version,
     platform: `${process.platform}-${process.arch}`,
-    backends: backends.map((backend) => ({
+    backends: backends.map((backend, index) => ({
       id: backend.id,
       kind: backend.kind,
       ...(backend.version === undefined ? {} : { version: backend.version }),
       pool: backend.target.pool,
-      models: backend.models.toSorted((a, b) => (a.id < b.id ? -1 : 1)),
+      models: fitting[index]!,
     })),
     pools: backends.map(({ target, capacity, capacity_from }) => ({
       id: target.pool,
@@ -41,7 +89,26 @@ export function describeNode({ name, labels, region, version, backends }: Descri
   return {
     descriptor,
     descriptor_hash: stableHash(descriptor),
-    health: backends.map(({ health }) => health),
+    health: backends.map(({ health }, index) => healthOf(health, fitting[index]!)),
+    cut: backends.flatMap(({ id, models }) =>
+      models.length <= most
+        ? []
+        : [`${id} lists ${models.length} models; only the first ${most} by name are offered.`],
+    ),
+  };
+}
+
+/** Reasons are short: there may be one for each of hundreds of models. */
+const REASON_MAX = 120;
+
+function healthOf(health: BackendHealth, models: readonly Model[]): BackendHealth {
+  const offered = new Set(models.map(({ id }) => id));
+  const differing = health.models.filter(({ id }) => offered.has(id));
+  return {
+    ...health,
+    models: differing.map((model) =>
+      model.reason === undefined ? model : { ...model, reason: model.reason.slice(0, REASON_MAX) },
+    ),
   };
 }
 

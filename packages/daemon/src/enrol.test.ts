@@ -3,9 +3,10 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { controlAddress } from './control-address.ts';
+import { ConfigError, loadConfig } from './config.ts';
 import { EnrolError, enrol } from './enrol.ts';
-import { forgetEnrolment } from './forget.ts';
-import { lockStateDir, openStateDir, readCredential, statePaths } from './state-dir.ts';
+import { forgetEnrolment } from './without-daemon.ts';
+import { lockStateDir, openStateDir, readCredential, StateDirError, statePaths } from './state-dir.ts';
 import { FakeServer, type FakeAnswer } from './testing/fake-servers.ts';
 import { folder } from './testing/folder.ts';
 
@@ -75,6 +76,54 @@ test('two at once enrol one node', async () => {
   );
   expect(results.some(({ status }) => status === 'fulfilled')).toBe(true);
   expect(server.asked).toHaveLength(1);
+});
+
+describe('settings', () => {
+  const settings = { slots: 6, backends: [{ url: 'http://127.0.0.1:9000' }] };
+  const fromFile = (state_dir: string) => loadConfig(statePaths(state_dir).config);
+
+  test('are kept for the daemon, where nobody else can read them', async () => {
+    const server = await control(enrolled);
+    const state_dir = await folder();
+    await enrol({ state_dir, url: server.url, token: 'fle_1', settings });
+    expect(await fromFile(state_dir)).toMatchObject(settings);
+    expect((await stat(statePaths(state_dir).config)).mode & 0o777).toBe(0o600);
+  });
+
+  test('that are wrong, or would stand in a file that is, use no token', async () => {
+    const server = await control(enrolled);
+    const state_dir = await folder();
+    const attempt = { state_dir, url: server.url, token: 'fle_1' };
+    await expect(enrol({ ...attempt, settings: { slots: -1 } })).rejects.toThrow(ConfigError);
+    await writeFile(statePaths(state_dir).config, 'regoin: home\n');
+    await expect(enrol({ ...attempt, settings })).rejects.toThrow(ConfigError);
+    expect(server.asked).toHaveLength(0);
+    expect(await readCredential(statePaths(state_dir))).toBeNull();
+  });
+
+  test('are not written beside a daemon that runs; those it has already need no writing', async () => {
+    const server = await control(enrolled);
+    const state_dir = await folder();
+    const attempt = { state_dir, url: server.url, token: 'fle_1' };
+    await enrol({ ...attempt, settings });
+    const daemon = await lockStateDir(statePaths(state_dir));
+    onTestFinished(() => daemon.release());
+    expect(await enrol({ ...attempt, settings })).toMatchObject({ fresh: false });
+    await expect(enrol({ ...attempt, settings: { slots: 7 } })).rejects.toThrow(StateDirError);
+    expect(await fromFile(state_dir)).toMatchObject(settings);
+  });
+
+  test('of two at once are those of one of them', async () => {
+    const server = await control(enrolled);
+    const state_dir = await folder();
+    const attempt = { state_dir, url: server.url, token: 'fle_1' };
+    await enrol(attempt);
+    const joins = [5, 6].map((slots) => enrol({ ...attempt, settings: { slots } }));
+    const results = await Promise.allSettled(joins);
+    expect(results.some(({ status }) => status === 'fulfilled')).toBe(true);
+    expect([5, 6]).toContain((await fromFile(state_dir)).slots);
+    expect(await readdir(state_dir)).not.toContain('node.yaml.tmp');
+  });
 });
 
 test('enrolling elsewhere asks to leave first', async () => {

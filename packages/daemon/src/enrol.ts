@@ -1,10 +1,12 @@
 import { rm } from 'node:fs/promises';
 import { hostname } from 'node:os';
+import { isThisMachine } from '@flotilla/core';
 import { enrolled } from '@flotilla/protocol';
 import { Agent, type Dispatcher, EnvHttpProxyAgent, request } from 'undici';
 import { z } from 'zod';
 import { writeFileAtomically } from './atomic-file.ts';
-import { addressText, controlAddress, isThisMachine } from './control-address.ts';
+import { type ConfigFlags, withSettings } from './config.ts';
+import { addressText, controlAddress } from './control-address.ts';
 import {
   type Credential,
   lockStateDir,
@@ -17,7 +19,7 @@ import {
 
 /**
  * Enrolment: a token, given once by the operator, becomes this node's own credential, which is on disk before anything
- * else happens. A machine that is enrolled at the address already is left as it is.
+ * else happens. A machine that is enrolled at the address already keeps its credential and uses no token.
  */
 export interface EnrolOptions {
   state_dir: string;
@@ -26,6 +28,8 @@ export interface EnrolOptions {
   /** Otherwise the host's name. */
   name?: string | undefined;
   labels?: Record<string, string> | undefined;
+  /** To be kept in `node.yaml`; wrong ones use no token. */
+  settings?: ConfigFlags | undefined;
   /** Plain http to another machine is agreed to. */
   insecure?: boolean | undefined;
   timeout_ms?: number | undefined;
@@ -64,39 +68,46 @@ const ENROL_TIMEOUT_MS = 15_000;
 const MOST_BYTES = 64 * 1024;
 const NEW_TOKEN = 'Make a new one with `flotilla tokens create` where the control plane is administered.';
 
-/** @throws {EnrolError} @throws {AddressError} @throws {StateDirError} */
+/** @throws {EnrolError} @throws {AddressError} @throws {ConfigError} @throws {StateDirError} */
 export async function enrol(options: EnrolOptions): Promise<Enrolment> {
-  const insecure = options.insecure ?? false;
-  const url = controlAddress(options.url, insecure);
+  const url = controlAddress(options.url, options.insecure ?? false);
   const paths = await openStateDir(options.state_dir);
+  const settings = options.settings ?? {};
   const before = await alreadyEnrolled(paths, url);
-  if (before !== null) return before;
+  // With nothing to write, a daemon that runs there, and so has the lock, is no hindrance.
+  if (before !== null && (await withSettings(paths.config, settings)) === null) return before;
 
   const lock = await lockStateDir(paths);
   try {
+    const config = await withSettings(paths.config, settings);
     // Another `join` may have been quicker.
-    const meanwhile = await alreadyEnrolled(paths, url);
-    if (meanwhile !== null) return meanwhile;
-    await proveWritable(paths);
-    const name = options.name ?? hostName();
-    const node = await exchange(
-      url,
-      { token: options.token, name, labels: options.labels ?? {} },
-      options.timeout_ms,
-    );
-    const credential: Credential = {
-      url: addressText(url),
-      node_id: node.id,
-      name: node.name,
-      credential: node.credential,
-      insecure,
-      enrolled_at: new Date().toISOString(),
-    };
-    await writeCredential(paths, credential);
-    return { fresh: true, node_id: node.id, name: node.name, url: credential.url };
+    const enrolment = (await alreadyEnrolled(paths, url)) ?? (await useToken(options, url, paths));
+    // It may hold a backend's key.
+    if (config !== null) await writeFileAtomically(paths.config, config, 0o600);
+    return enrolment;
   } finally {
     lock.release();
   }
+}
+
+async function useToken(options: EnrolOptions, url: URL, paths: StatePaths): Promise<Enrolment> {
+  await proveWritable(paths);
+  const name = options.name ?? hostName();
+  const node = await exchange(
+    url,
+    { token: options.token, name, labels: options.labels ?? {} },
+    options.timeout_ms,
+  );
+  const credential: Credential = {
+    url: addressText(url),
+    node_id: node.id,
+    name: node.name,
+    credential: node.credential,
+    insecure: options.insecure ?? false,
+    enrolled_at: new Date().toISOString(),
+  };
+  await writeCredential(paths, credential);
+  return { fresh: true, node_id: node.id, name: node.name, url: credential.url };
 }
 
 async function alreadyEnrolled(paths: StatePaths, url: URL): Promise<Enrolment | null> {
@@ -213,7 +224,7 @@ function explain(sent: EnrolRequest, code: string, message: string, reason: stri
     return new EnrolError(
       'name_taken',
       `Another node is called ${sent.name}. Give this one another name with --name; if it is this machine, enrolled ` +
-        `before, revoke and delete the old node first: \`flotilla nodes show ${sent.name}\`.`,
+        `before, delete the old node first: \`flotilla nodes delete ${sent.name}\`.`,
     );
   }
   if (code === 'unauthorized' || code === 'forbidden' || code === 'not_found') {

@@ -83,6 +83,8 @@ export class HeartbeatFile {
   }
 
   #schedule(): void {
+    // Its first write takes its time, and a stop may come meanwhile.
+    if (this.#status !== 'running') return;
     this.#timer = this.#options.clock.after(this.#interval_ms, () => {
       void this.#tryWrite();
       this.#schedule();

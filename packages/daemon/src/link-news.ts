@@ -1,6 +1,8 @@
 import type { Clock, Log } from '@flotilla/core';
 import type { BackendSet } from './backends/backend-set.ts';
+import type { Discoveries } from './discoveries.ts';
 import type { HeartbeatFile } from './heartbeat-file.ts';
+import type { Journal } from './journal/journal.ts';
 import type { Metrics } from './status/metrics.ts';
 import type { DaemonStatus } from './status/view.ts';
 import type { FromLink } from './threads.ts';
@@ -21,10 +23,13 @@ export interface LinkNewsOptions {
   status: DaemonStatus;
   heartbeat: HeartbeatFile;
   backends: BackendSet;
+  discoveries: Discoveries;
+  journal: Journal;
   metrics: Metrics;
   clock: Clock;
   log: Log;
   on_event: (event: DaemonEvent) => void;
+  on_stopping: (message: Message<'stopping'>) => void;
   on_stopped: (message: Message<'stopped'>) => void;
 }
 
@@ -38,7 +43,7 @@ export class LinkNews {
   }
 
   hear(message: FromLink): void {
-    const { backends, log, metrics, status } = this.#options;
+    const { backends, discoveries, journal, log, metrics, status } = this.#options;
     metrics.count(message);
     switch (message.type) {
       case 'connected':
@@ -55,11 +60,21 @@ export class LinkNews {
         return backends.requestFailed(message.backend, message.model, message.reason);
       case 'backend_served':
         return backends.requestServed(message.backend, message.model);
+      case 'discovery_asked':
+        return discoveries.asked(message.request);
+      case 'discovery_acknowledged':
+        return discoveries.acknowledged(message.request);
+      case 'journal_keep':
+        return journal.keep(message.entry);
+      case 'journal_drop':
+        return journal.drop(message);
       case 'fenced':
         return log.warn(
           { attempts: message.attempts },
           'The lease ran out unacknowledged; its attempts were given up.',
         );
+      case 'stopping':
+        return this.#stopping(message);
       case 'stopped':
         return this.#stopped(message);
     }
@@ -117,6 +132,13 @@ export class LinkNews {
     }
     status.cordoned = cordoned;
     heartbeat.acked(at);
+  }
+
+  #stopping(message: Message<'stopping'>): void {
+    const { heartbeat, on_stopping, status } = this.#options;
+    on_stopping(message);
+    Object.assign(status.link, { state: 'disconnected', reason: message.message, connected_at: null });
+    heartbeat.link('disconnected');
   }
 
   #stopped(message: Message<'stopped'>): void {

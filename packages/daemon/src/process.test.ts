@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, onTestFinished, test } from 'vitest';
 import { runDaemon } from './run-daemon.ts';
@@ -15,21 +15,29 @@ async function start(
   environment: NodeJS.ProcessEnv = {},
 ): Promise<{ paths: StatePaths; child: ChildProcess; output: () => string }> {
   const paths = await enrolledDir('http://127.0.0.1:1');
+  // `running` is on disk a moment before the link's thread is there to be told to drain.
   const script = `
+    const { BroadcastChannel } = await import('node:worker_threads');
+    const channel = new BroadcastChannel('http://127.0.0.1:1');
+    channel.onmessage = ({ data }) => 'started' in data && process.stdout.write('the link has started');
+    channel.unref();
     const { runDaemon } = await import(${JSON.stringify(join(import.meta.dirname, 'run-daemon.ts'))});
     process.exitCode = await runDaemon({
       state_dir: ${JSON.stringify(paths.dir)}, flags: { status_port: 0 }, find_ports: [], link_script: new URL(${JSON.stringify(STAND_IN.href)}),
     });`;
-  const child = spawn(process.execPath, ['--input-type=module', '-e', script], {
-    stdio: ['ignore', 'ignore', 'pipe'],
+  // A file, because a thread inherits the options of the program, and could not start with those of `-e`.
+  const file = join(paths.dir, 'daemon.mjs');
+  await writeFile(file, script);
+  const child = spawn(process.execPath, [file], {
+    stdio: ['ignore', 'pipe', 'pipe'],
     env: { ...process.env, ...environment },
   });
   onTestFinished(() => void child.kill('SIGKILL'));
   let output = '';
   child.stderr!.setEncoding('utf8').on('data', (chunk: string) => (output += chunk));
-  await until(async () =>
-    expect(JSON.parse(await readFile(paths.heartbeat, 'utf8'))).toMatchObject({ status: 'running' }),
-  );
+  let started = '';
+  child.stdout!.setEncoding('utf8').on('data', (chunk: string) => (started += chunk));
+  await until(() => expect(started).toBe('the link has started'));
   return { paths, child, output: () => output };
 }
 

@@ -1,8 +1,9 @@
+import { readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { expect, onTestFinished, test } from 'vitest';
 import { runDaemon } from './run-daemon.ts';
 import { enrolledDir } from './testing/enrolled-dir.ts';
-import { FakeServer, vllmRoutes } from './testing/fake-servers.ts';
+import { FakeServer, openaiRoutes, vllmRoutes } from './testing/fake-servers.ts';
 import { recordedLog } from './testing/recorded-log.ts';
 import { ScriptedControl } from './testing/scripted-control.ts';
 import { until } from './testing/until.ts';
@@ -77,4 +78,40 @@ test('a whole daemon: found, proved, connected, serving, its backend’s death a
   expect(await ended).toBe(0);
   expect(await heartbeat()).toMatchObject({ status: 'stopped', link: 'disconnected' });
   expect(JSON.stringify(log.lines)).not.toContain('fln_secret');
+});
+
+test('revoked with a request at work: `stopping` is on disk before the backend’s request is given up', async () => {
+  const backend = new FakeServer();
+  const held = Promise.withResolvers<void>();
+  const on_disk_at_abort = Promise.withResolvers<unknown>();
+  const status = () => (JSON.parse(readFileSync(paths.heartbeat, 'utf8')) as { status: string }).status;
+  backend.routes = {
+    ...openaiRoutes(['m']),
+    '/v1/chat/completions': (_body, { socket }) => {
+      socket.once('close', () => on_disk_at_abort.resolve(status()));
+      held.resolve();
+      return { hang: true };
+    },
+  };
+  await backend.start();
+  const control = new ScriptedControl();
+  await control.listen();
+  const paths = await enrolledDir(control.url);
+  onTestFinished(async () => {
+    await Promise.all([backend.stop(), control.close()]);
+  });
+  const ended = runDaemon({
+    state_dir: paths.dir,
+    flags: { status_port: 0, backends: [{ id: 'gpu', url: backend.url, probe: 'list' }] },
+    environment: {},
+    log: recordedLog(),
+    handle_signals: false,
+    find_ports: [],
+  });
+  await control.message('node.heartbeat');
+  control.offer('job_1', { backend: 'gpu' });
+  await held.promise;
+  control.socket?.close(4001);
+  expect(await on_disk_at_abort.promise).toBe('stopping');
+  expect(await ended).toBe(3);
 });

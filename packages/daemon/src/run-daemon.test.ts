@@ -51,7 +51,7 @@ async function run(options: RunOptions & { answer_drain?: boolean } = {}) {
       on_disk_at_drain.push(beat.status);
     }
     if ('heard' in data && data.heard.type === 'drain' && options.answer_drain !== false) {
-      say({ type: 'stopped', why: 'drained', message: '' });
+      say({ type: 'stopped', why: 'drained', message: '', released: 0, kept: 0 });
     }
   };
   const stop = new AbortController();
@@ -275,6 +275,27 @@ describe('while it runs', () => {
     expect(await callDaemon(paths.dir, { verb: 'status' })).toMatchObject({ backends: [{ id: 'gpu' }] });
   });
 
+  test('a rotated credential is kept for the next start, closed to others, before the link is made anew with it', async () => {
+    const { paths, heard, started, channel, log } = await running();
+    const renewed = await callDaemon(paths.dir, { verb: 'credential', credential: 'fln_new' });
+    expect(renewed).toEqual({ ok: true, name: 'box', in_use: true });
+    expect(await readCredential(paths)).toMatchObject({ node_id: 'node_1', credential: 'fln_new' });
+    expect((await stat(paths.credential)).mode & 0o777).toBe(0o600);
+    await until(() => expect(heard).toEqual([{ type: 'credential', credential: 'fln_new' }]));
+    channel.postMessage({ crash: 'boom' } satisfies FromTest);
+    await until(() => expect(started).toHaveLength(2));
+    expect(started[1]?.credential).toBe('fln_new');
+    expect(JSON.stringify(log.lines)).not.toContain('fln_');
+  });
+
+  test('what is no credential of a node is refused without being repeated', async () => {
+    const { paths, heard } = await running();
+    const refused = callDaemon(paths.dir, { verb: 'credential', credential: 'flk_oops' });
+    await expect(refused).rejects.toThrow(/^(?!.*flk_oops)/);
+    expect(await readCredential(paths)).toMatchObject({ credential: 'fln_secret' });
+    expect(heard).toEqual([]);
+  });
+
   test('a crashed link thread comes back under the same boot id, and the status counts it', async () => {
     const { started, channel, get, log } = await running();
     channel.postMessage({ crash: 'boom' } satisfies FromTest);
@@ -302,7 +323,7 @@ describe('the end', () => {
       expect(heard).toMatchObject([{ type: 'drain', deadline_ms: expect.closeTo(60_000, -3) as number }]),
     );
     expect(on_disk_at_drain).toEqual(['stopping']);
-    say({ type: 'stopped', why: 'drained', message: '' });
+    say({ type: 'stopped', why: 'drained', message: '', released: 0, kept: 0 });
     expect(await ended).toBe(0);
     expect(await json(paths.heartbeat)).toMatchObject({ status: 'stopped', link: 'disconnected' });
     await expect(access(paths.control)).rejects.toThrow('ENOENT');
@@ -329,9 +350,52 @@ describe('the end', () => {
     expect(
       heard.map((message) => message.type === 'drain' && Math.round(message.deadline_ms / 1_000)),
     ).toEqual([50, 1]);
-    say({ type: 'stopped', why: 'drained', message: '' });
-    expect(await waiting).toEqual({ ok: true, drained: true });
+    say({ type: 'stopped', why: 'drained', message: '', released: 0, kept: 0 });
+    expect(await waiting).toEqual({ ok: true, drained: true, released: 0 });
     expect(await ended).toBe(0);
+  });
+
+  test.each([
+    ['drain', { ok: true, drained: false, released: 2 }],
+    ['leave', { ok: true, left: true, deregistered: false, released: 2 }],
+  ] as const)(
+    '`%s` whose deadline cut requests says how many; the exit code is that of a drain',
+    async (verb, answer) => {
+      const { paths, heard, say, ended, log } = await running({ answer_drain: false });
+      const waiting = callDaemon(paths.dir, verb === 'drain' ? { verb, wait: true } : { verb });
+      await until(() => expect(heard).toHaveLength(1));
+      say({ type: 'stopped', why: 'drained', message: '', released: 2, kept: 0 });
+      expect(await waiting).toEqual(answer);
+      expect(await ended).toBe(0);
+      expect(log.lines).toContainEqual({
+        level: 'warn',
+        fields: { released: 2 },
+        message: expect.stringContaining('cut') as string,
+      });
+    },
+  );
+
+  test('`drain` that is overtaken by a second signal was none, and says what was at work', async () => {
+    const { paths, heard, say, kill, ended, get } = await running({ answer_drain: false });
+    const attempt = { job: 'job_1', attempt: 1, backend: 'gpu', model: 'm', state: 'running', age_ms: 5 };
+    say({ type: 'load', pools: [], attempts: [attempt], ended: [] });
+    await until(async () => expect((await get('/status')).text).toContain('job_1'));
+    const waiting = callDaemon(paths.dir, { verb: 'drain', wait: true });
+    await until(() => expect(heard).toHaveLength(1));
+    kill.abort();
+    expect(await waiting).toEqual({ ok: true, drained: false, released: 1 });
+    expect(await ended).toBe(1);
+  });
+
+  test('while it leaves, a rotated credential is refused: it would be found on disk afterwards', async () => {
+    const { paths, heard, say } = await running({ answer_drain: false });
+    const leaving = callDaemon(paths.dir, { verb: 'leave' });
+    await until(() => expect(heard).toHaveLength(1));
+    const late = callDaemon(paths.dir, { verb: 'credential', credential: 'fln_new' });
+    await expect(late).rejects.toMatchObject({ code: 'stopping' });
+    say({ type: 'stopped', why: 'drained', message: '', released: 0, kept: 0 });
+    await leaving;
+    expect(await readCredential(paths)).toBeNull();
   });
 
   test('`leave` drains, deregisters and then deletes the credential', async () => {
@@ -341,23 +405,28 @@ describe('the end', () => {
     const leaving = callDaemon(paths.dir, { verb: 'leave', deadline_ms: 5_000 });
     await until(() => expect(heard).toMatchObject([{ type: 'drain', reason: 'leave' }]));
     expect(await readCredential(paths)).not.toBeNull();
-    say({ type: 'stopped', why: 'drained', message: '' });
-    expect(await leaving).toEqual({ ok: true, left: true, deregistered: true });
+    say({ type: 'stopped', why: 'drained', message: '', released: 0, kept: 0 });
+    expect(await leaving).toEqual({ ok: true, left: true, deregistered: true, released: 0 });
     expect(await readCredential(paths)).toBeNull();
     expect(await ended).toBe(0);
   });
 
   test.each(['revoked', 'superseded', 'protocol'] as const)(
-    '%s by the control plane, it says so and exits 1',
+    '%s by the control plane, it says so, writes `stopping` before the link lets its work go, and exits 3',
     async (why) => {
-      const { say, ended, log, json, paths } = await running();
-      say({ type: 'stopped', why, message: 'The credential was withdrawn.' });
-      expect(await ended).toBe(1);
-      expect(log.lines.at(-2)?.message ?? '').not.toBe('');
-      expect(log.lines.find(({ level }) => level === 'error')?.message).toBe(
+      const { say, ended, log, json, paths, heard, on_disk_at_drain } = await running({
+        answer_drain: false,
+      });
+      const message = 'The credential was withdrawn.';
+      say({ type: 'stopping', why, message });
+      await until(() => expect(heard).toEqual([{ type: 'drain', deadline_ms: 0, reason: why }]));
+      expect(on_disk_at_drain).toEqual(['stopping']);
+      say({ type: 'stopped', why, message, released: 1, kept: 0 });
+      expect(await ended).toBe(3);
+      expect(log.lines.filter(({ level }) => level === 'error').map((line) => line.message)).toEqual([
         'This node stops for good: The credential was withdrawn.',
-      );
-      expect(await json(paths.heartbeat)).toMatchObject({ status: 'stopped' });
+      ]);
+      expect(await json(paths.heartbeat)).toMatchObject({ status: 'stopped', link: 'disconnected' });
     },
   );
 });

@@ -37,7 +37,7 @@ const LINK_SCRIPT = import.meta.url.endsWith('.ts')
 
 /**
  * Runs this machine's daemon until it has stopped.
- * @returns the exit code: 0 drained, 1 failed or told to stop for good, 2 wrong settings
+ * @returns the exit code: 0 drained, 1 failed, 2 wrong settings, 3 told to stop for good
  */
 export async function runDaemon(options: RunOptions = {}): Promise<number> {
   const environment = options.environment ?? process.env;

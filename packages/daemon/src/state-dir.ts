@@ -11,11 +11,12 @@ import { type Lock, takeLock } from './lock.ts';
  * | File | Written | Read by |
  * |---|---|---|
  * | `lock` | never; locked while a daemon runs or enrols | daemons |
- * | `credential` | by `enrol`, once; removed by `leave` | the daemon |
+ * | `credential` | by `enrol` and by `flotilla node credential`; removed by `leave` | the daemon |
  * | `node.yaml` | by the operator, and by `join` for the settings given to it | the daemon |
  * | `heartbeat.json` | every interval and at each change of status | other programs |
  * | `registry.json` | when an agent starts, exits or is adopted | other programs, the reaper |
  * | `status.json` | once, when the status server listens | other programs |
+ * | `journal/` | when detached work begins, ends, and is acknowledged | the daemon's next process |
  * | `control.sock` | while the daemon runs | the commands |
  */
 export interface StatePaths {
@@ -27,6 +28,7 @@ export interface StatePaths {
   registry: string;
   status: string;
   control: string;
+  journal: string;
 }
 
 /** What the operator gave outranks the environment, which outranks the default. */
@@ -46,6 +48,7 @@ export function statePaths(dir: string): StatePaths {
     registry: join(dir, 'registry.json'),
     status: join(dir, 'status.json'),
     control: join(dir, 'control.sock'),
+    journal: join(dir, 'journal'),
   };
 }
 
@@ -106,6 +109,11 @@ const credentialSchema = z.object({
   enrolled_at: z.string().default(''),
 });
 export type Credential = z.infer<typeof credentialSchema>;
+
+/** Looks like what `enrol` and `flotilla nodes rotate` give; whether it is one only the control plane knows. */
+export function isNodeCredential(text: string): boolean {
+  return /^fln_[\w-]+$/.test(text);
+}
 
 /** The credential kept here, or `null` when this machine is not enrolled. */
 export async function readCredential(paths: StatePaths): Promise<Credential | null> {

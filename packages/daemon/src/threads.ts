@@ -1,4 +1,12 @@
-import type { BackendHealth, Descriptor, Operation } from '@flotilla/protocol';
+import type { WholeStream } from '@flotilla/core';
+import type {
+  BackendHealth,
+  ControlMessageOf,
+  Descriptor,
+  DiscoveryRequest,
+  NodeMessageOf,
+  Operation,
+} from '@flotilla/protocol';
 
 /**
  * What the daemon's two threads say to each other.
@@ -19,6 +27,22 @@ export interface LinkThreadData {
   /** One Int32: raised by the main thread, read at each beat. */
   progress: SharedArrayBuffer;
   connect_timeout_ms: number;
+  /** Detached work of an earlier process, or thread. */
+  journal: JournalEntry[];
+  journal_writable: boolean;
+}
+
+/** What this node has of a detached attempt; on disk until the control plane needs it no more. */
+export interface JournalEntry {
+  offer: ControlMessageOf<'job.offer'>;
+  /** Null: begun, and not ended as far as is known. */
+  ended: EndedWork | null;
+}
+
+export interface EndedWork {
+  result: NodeMessageOf<'job.completed'> | NodeMessageOf<'job.failed'>;
+  /** What goes before the result; null: nothing. */
+  answer: WholeStream | null;
 }
 
 /** Where a backend is and how it is asked; never leaves this machine. */
@@ -41,7 +65,12 @@ export type ToLink =
       health: BackendHealth[];
     }
   | { type: 'health'; health: BackendHealth[] }
-  /** Take no more, finish within `deadline_ms`, deregister, then say `stopped`. */
+  /** The node's credential was rotated: links are opened with this one from now on, and the open one is made anew. */
+  | { type: 'credential'; credential: string }
+  /** Goes over the link as it is; where there is none the control plane asks again. */
+  | { type: 'discovery'; message: NodeMessageOf<'discovery.progress'> | NodeMessageOf<'discovery.result'> }
+  | { type: 'journal_writable'; writable: boolean }
+  /** `stopping` is on disk: take no more, finish within `deadline_ms`, deregister, then say `stopped`. */
   | { type: 'drain'; deadline_ms: number; reason: string };
 
 export type FromLink =
@@ -67,9 +96,29 @@ export type FromLink =
   | { type: 'backend_failed'; backend: string; model: string; reason: string }
   /** At most once a second for each backend and model: served, so no probe is needed. */
   | { type: 'backend_served'; backend: string; model: string; operation: Operation }
+  /** The control plane asks for models; the same request comes as often as it may have been lost. */
+  | { type: 'discovery_asked'; request: DiscoveryRequest }
+  | { type: 'discovery_acknowledged'; request: string }
+  /** To be on disk until it is dropped. */
+  | { type: 'journal_keep'; entry: JournalEntry }
+  | { type: 'journal_drop'; job: string; attempt: number }
   | { type: 'fenced'; attempts: number }
-  /** The thread has ended for good; the process exits 0 after a drain, else 1. */
-  | { type: 'stopped'; why: 'drained' | 'revoked' | 'superseded' | 'protocol'; message: string };
+  /** This node may not go on; answered by `drain` with no time left, before which nothing is let go. */
+  | { type: 'stopping'; why: FinalRefusal; message: string }
+  /**
+   * The thread has ended for good, has cut so many attempts, and leaves so many results to the journal; the process
+   * exits 0 after a drain, else 3.
+   */
+  | {
+      type: 'stopped';
+      why: 'drained' | FinalRefusal;
+      message: string;
+      released: number;
+      kept: number;
+    };
+
+/** Why a control plane wants no link of this daemon any more. */
+export type FinalRefusal = 'revoked' | 'superseded' | 'protocol';
 
 export interface EndedAttempt {
   outcome: string;

@@ -1,6 +1,6 @@
 /**
  * The one error catalogue. Every refusal that leaves Flotilla, over HTTP, in a stream or on a node link, has one of
- * these codes; a test holds it equal to docs/reference/errors.md in both directions.
+ * these codes. docs/reference/errors.md is made from it, and the SDK has the same codes (tests/reference.test.ts).
  *
  * Throw a `FlotillaError` for a refusal that ends a request; return a tagged result where refusing is part of the
  * normal course (a stale attempt, no free slot).
@@ -12,16 +12,18 @@ export interface ErrorEntry {
   readonly type: string;
   /** Whether the same request may succeed later. False adds `x-should-retry: false`. */
   readonly retryable: boolean;
-  /** What it means and what to do next, for the reference. */
+  /** What it means, and what to do next: for the reference. */
   readonly meaning: string;
+  readonly next: string;
 }
 
-const entry = (status: number, type: string, retryable: boolean, meaning: string): ErrorEntry => ({
-  status,
-  type,
-  retryable,
-  meaning,
-});
+const entry = (
+  status: number,
+  type: string,
+  retryable: boolean,
+  meaning: string,
+  next: string,
+): ErrorEntry => ({ status, type, retryable, meaning, next });
 
 export const ERRORS = {
   invalid_request: entry(
@@ -29,45 +31,169 @@ export const ERRORS = {
     'invalid_request_error',
     false,
     'The request is malformed; `param` names the part.',
+    'Mend that part.',
   ),
-  unauthorized: entry(401, 'authentication_error', false, 'No credential, or one that is not known.'),
-  insufficient_credit: entry(402, 'insufficient_quota', false, "The key's token budget is used up."),
-  forbidden: entry(403, 'permission_error', false, 'The credential is known but may not do this.'),
-  revoked: entry(403, 'permission_error', false, 'The credential was withdrawn; a node stops for good.'),
-  not_found: entry(404, 'not_found_error', false, 'No such thing, or not one that this key may see.'),
-  model_not_found: entry(404, 'not_found_error', false, 'No node or route has ever offered this model.'),
-  conflict: entry(409, 'conflict_error', false, 'The thing is not in a state that allows this.'),
-  name_taken: entry(409, 'conflict_error', false, 'Another node has this name.'),
+  unauthorized: entry(
+    401,
+    'authentication_error',
+    false,
+    'No credential, or one that is not known.',
+    'Send `Authorization: Bearer …` with a key of this control plane: `flotilla keys create`.',
+  ),
+  insufficient_credit: entry(
+    402,
+    'insufficient_quota',
+    false,
+    "The key's token budget is used up.",
+    'Ask an administrator for more, or for another key.',
+  ),
+  forbidden: entry(
+    403,
+    'permission_error',
+    false,
+    'The credential is known but may not do this.',
+    'Use a key with the scope that the message names: `flotilla keys update --scope`.',
+  ),
+  revoked: entry(
+    403,
+    'permission_error',
+    false,
+    'The credential was withdrawn; a node stops for good.',
+    'Use another key; a machine that should come back is enrolled anew.',
+  ),
+  not_found: entry(
+    404,
+    'not_found_error',
+    false,
+    'No such thing, or not one that this key may see.',
+    'List what there is, and look at the id.',
+  ),
+  model_not_found: entry(
+    404,
+    'not_found_error',
+    false,
+    'No node or route has ever offered this model.',
+    'See `flotilla models`; for a model that should be there, `flotilla nodes show`.',
+  ),
+  conflict: entry(
+    409,
+    'conflict_error',
+    false,
+    'The thing is not in a state that allows this.',
+    'Look at it again: the message says which state it is in.',
+  ),
+  name_taken: entry(
+    409,
+    'conflict_error',
+    false,
+    'Another node has this name.',
+    'Join with `--name`, or delete the old node: `flotilla nodes delete`.',
+  ),
   node_in_use: entry(
     409,
     'conflict_error',
     true,
     'Another daemon with this credential is connected and alive.',
+    'Stop one of the two; a machine made from the image of another has to join by itself.',
   ),
-  wrong_session: entry(409, 'conflict_error', false, 'The session belongs to another replica or has ended.'),
-  payload_too_large: entry(413, 'invalid_request_error', false, 'The body or frame exceeds its limit.'),
-  rate_limited: entry(429, 'rate_limit_error', true, "One of the key's limits is reached."),
-  queue_full: entry(429, 'rate_limit_error', true, 'Too many requests already wait for this model.'),
-  cancelled: entry(499, 'cancelled', false, 'The client or an operator cancelled the work.'),
+  wrong_session: entry(
+    409,
+    'conflict_error',
+    false,
+    'The session belongs to another replica or has ended.',
+    'Register anew.',
+  ),
+  payload_too_large: entry(
+    413,
+    'invalid_request_error',
+    false,
+    'The body or frame exceeds its limit.',
+    'Send less, or raise `FLOTILLA_BODY_LIMIT_BYTES`.',
+  ),
+  rate_limited: entry(
+    429,
+    'rate_limit_error',
+    true,
+    "One of the key's limits is reached.",
+    'Wait as long as `Retry-After` says.',
+  ),
+  queue_full: entry(
+    429,
+    'rate_limit_error',
+    true,
+    'Too many requests already wait for this model.',
+    'Wait as long as `Retry-After` says; more slots or nodes help for good.',
+  ),
+  cancelled: entry(
+    499,
+    'cancelled',
+    false,
+    'The client or an operator cancelled the work.',
+    'Nothing; send it again if it is still wanted.',
+  ),
   internal: entry(
     500,
     'server_error',
     true,
     'A fault of Flotilla itself; the request id finds it in the log.',
+    'Try again; report it with what the log says about the request id.',
   ),
-  backend_error: entry(502, 'server_error', true, 'The model server failed and no other could serve.'),
+  backend_error: entry(
+    502,
+    'server_error',
+    true,
+    'The model server failed and no other could serve.',
+    'Try again; `flotilla jobs show` names the node and what its model server said.',
+  ),
   attempts_exhausted: entry(
     502,
     'server_error',
     true,
     'Every allowed attempt failed; `attempts` tells each story.',
+    'Read the stories, also in `flotilla jobs show`; the nodes named there need a look.',
   ),
-  origin_lost: entry(502, 'server_error', false, 'The node that held the work never came back.'),
-  no_capacity: entry(503, 'server_error', true, 'The model is known but no node can serve it now.'),
-  node_lost: entry(503, 'server_error', true, 'The node vanished while the answer was under way.'),
-  unavailable: entry(503, 'server_error', true, 'The control plane cannot record work now, or is stopping.'),
-  queue_timeout: entry(504, 'timeout_error', true, 'No slot became free before the queue deadline.'),
-  run_timeout: entry(504, 'timeout_error', false, 'The work ran longer than its limit.'),
+  origin_lost: entry(
+    502,
+    'server_error',
+    false,
+    'The node that held the work never came back.',
+    'Look after the machine, then send the work again.',
+  ),
+  no_capacity: entry(
+    503,
+    'server_error',
+    true,
+    'The model is known but no node can serve it now.',
+    '`flotilla nodes` says what each node lacks.',
+  ),
+  node_lost: entry(
+    503,
+    'server_error',
+    true,
+    'The node vanished while the answer was under way.',
+    'Send it again: another node takes it.',
+  ),
+  unavailable: entry(
+    503,
+    'server_error',
+    true,
+    'The control plane cannot record work now, or is stopping.',
+    'Try again; `/readyz` says what is missing.',
+  ),
+  queue_timeout: entry(
+    504,
+    'timeout_error',
+    true,
+    'No slot became free before the queue deadline.',
+    'Try again later; `flotilla nodes` shows whose slots are taken.',
+  ),
+  run_timeout: entry(
+    504,
+    'timeout_error',
+    false,
+    'The work ran longer than its limit.',
+    'Ask for less, or raise `FLOTILLA_RUN_TIMEOUT_MS`.',
+  ),
 } as const satisfies Record<string, ErrorEntry>;
 
 export type ErrorCode = keyof typeof ERRORS;

@@ -11,9 +11,13 @@ export const ID_PREFIXES = {
   key: 'key',
   enrolmentToken: 'enr',
   credential: 'cred',
+  provider: 'prv',
+  route: 'rte',
   replica: 'rep',
   boot: 'boot',
   request: 'req',
+  audit: 'aud',
+  discovery: 'disc',
 } as const;
 export type IdKind = keyof typeof ID_PREFIXES;
 

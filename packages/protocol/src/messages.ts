@@ -1,5 +1,6 @@
 import { z } from 'zod';
-import { HEALTH, operationSchema } from './descriptor.ts';
+import { HEALTH, modelSchema, operationSchema } from './descriptor.ts';
+import { DISCOVERY_REASONS, DISCOVERY_STAGES } from './states.ts';
 
 /**
  * The JSON text frames of the node link, protocol 1. Readers ignore fields they do not know; a message type they do
@@ -16,6 +17,9 @@ import { HEALTH, operationSchema } from './descriptor.ts';
  * `job.started` implies acceptance, so a node that starts at once sends it alone.
  */
 export const PROTOCOL_VERSION = 1;
+
+/** The `owner` of an attempt whose job was acknowledged with 202; any other owner is a replica, which has the client. */
+export const STORE_OWNER = 'store';
 
 const id = z.string().min(1).max(128);
 const count = z.number().int().nonnegative();
@@ -51,11 +55,12 @@ export const verdictSchema = z.object({
 });
 export type Verdict = z.infer<typeof verdictSchema>;
 
+const inventory = z.array(z.unknown()).max(10_000);
+
 /** Item by item: one that cannot be read, or is of a state to come, does not cost the node the others. */
-const inventory = z
-  .array(z.unknown())
-  .max(10_000)
-  .transform((items) => items.flatMap((item) => inventoryItemSchema.safeParse(item).data ?? []));
+export function readInventory(items: readonly unknown[]): InventoryItem[] {
+  return items.flatMap((item) => inventoryItemSchema.safeParse(item).data ?? []);
+}
 
 const desired = z.object({
   cordoned: z.boolean().default(false),
@@ -73,14 +78,60 @@ const backendHealth = z.object({
 });
 export type BackendHealth = z.infer<typeof backendHealth>;
 
+/** More than any request has. What says more does not count: a few of them would be beyond the integers of the books. */
+export const TOKENS_MAX = 1_000_000_000;
+const tokens = count.max(TOKENS_MAX).default(0);
+
 export const usageSchema = z.object({
-  prompt_tokens: count.default(0),
-  completion_tokens: count.default(0),
-  cached_tokens: count.default(0),
+  prompt_tokens: tokens,
+  completion_tokens: tokens,
+  cached_tokens: tokens,
   /** True when the backend told no count and the node derived one from lengths. */
   estimated: z.boolean(),
 });
 export type TokenUsage = z.infer<typeof usageSchema>;
+
+/** What a node can be asked beyond protocol 1: it says so when it registers, and is asked nothing that it did not say. */
+export const NODE_FEATURES = { modelDiscovery: 'model_discovery' } as const;
+
+/** A request for the models of one backend, or of all: the same wherever it travels, and asked as often as need be. */
+const discovery = {
+  request: id,
+  /** Absent: all of them. */
+  backend: id.optional(),
+  /** Time left until the control plane gives it up. */
+  left_ms: duration_ms.max(86_400_000),
+};
+const discoveryRequest = z.object(discovery);
+export type DiscoveryRequest = z.infer<typeof discoveryRequest>;
+
+/** Model by model: one that cannot be read does not cost the others; `models_total` says that there was one more. */
+const models = z
+  .array(z.unknown())
+  .max(2000)
+  .transform((items) => items.flatMap((item) => modelSchema.safeParse(item).data ?? []));
+
+/** What one backend told: its list, or why there is none. A list that cannot be read is a failure, never an empty one. */
+const backendTold = z.discriminatedUnion('outcome', [
+  z.object({
+    outcome: z.literal('listed'),
+    backend: id,
+    kind: z.string().max(128),
+    version: z.string().max(128).optional().catch(undefined),
+    models,
+    /** More than `models` has, where not all fit into one message. */
+    models_total: count,
+  }),
+  z.object({
+    outcome: z.literal('failed'),
+    backend: id,
+    reason: z.enum(DISCOVERY_REASONS).catch('backend_down'),
+    stage: z.enum(DISCOVERY_STAGES).catch('claimed'),
+    /** What the node saw, for people. */
+    detail: reason.optional(),
+  }),
+]);
+export type BackendTold = z.infer<typeof backendTold>;
 
 /** Node → control plane. */
 export const nodeMessageSchemas = {
@@ -93,7 +144,7 @@ export const nodeMessageSchemas = {
     /** Read apart, leniently: see `readDescriptor`. */
     descriptor: z.unknown(),
     descriptor_hash: z.string().max(128).default('').catch(''),
-    inventory: inventory.default([]),
+    inventory: inventory.default([]).transform(readInventory),
     /** Beats' health of the backends, so that a node is placeable from its first moment. */
     backends: z.array(backendHealth).max(256).default([]).catch([]),
   }),
@@ -131,6 +182,7 @@ export const nodeMessageSchemas = {
   'inventory.sync': z.object({
     type: z.literal('inventory.sync'),
     id: id.optional(),
+    /** For `readInventory`: thousands of items take their time, which not every such message is worth. */
     inventory,
   }),
   'job.accepted': z.object({ type: z.literal('job.accepted'), id: id.optional(), ...attempt }),
@@ -149,9 +201,9 @@ export const nodeMessageSchemas = {
     /** What the backend answered: its status and its body's length. */
     result: z.object({ status: count, length: count }),
     usage: usageSchema,
-    /** The backend's own time to its first body byte, and to its last. */
-    first_byte_ms: duration_ms.optional(),
-    total_ms: duration_ms.optional(),
+    /** The backend's own time to its first body byte, and to its last. What is unreadable of extras costs no result. */
+    first_byte_ms: duration_ms.optional().catch(undefined),
+    total_ms: duration_ms.optional().catch(undefined),
   }),
   'job.failed': z.object({
     type: z.literal('job.failed'),
@@ -162,10 +214,10 @@ export const nodeMessageSchemas = {
     /** Whether another node may succeed. */
     retryable: z.boolean(),
     /** The backend's HTTP status, where it gave one. */
-    status: count.optional(),
-    retry_after_ms: duration_ms.optional(),
+    status: count.optional().catch(undefined),
+    retry_after_ms: duration_ms.optional().catch(undefined),
     /** What was produced before the failure. */
-    usage: usageSchema.optional(),
+    usage: usageSchema.optional().catch(undefined),
   }),
   'job.released': z.object({
     type: z.literal('job.released'),
@@ -173,7 +225,22 @@ export const nodeMessageSchemas = {
     ...attempt,
     /** Whether the backend had been asked before the release. */
     started: z.boolean(),
-    usage: usageSchema.optional(),
+    usage: usageSchema.optional().catch(undefined),
+  }),
+  /** The first one takes the request; each says how far it is. */
+  'discovery.progress': z.object({
+    type: z.literal('discovery.progress'),
+    id: id.optional(),
+    request: id,
+    stage: z.enum(DISCOVERY_STAGES),
+    /** The backend that is waited for, of several the one that is least far. */
+    backend: id.optional(),
+  }),
+  'discovery.result': z.object({
+    type: z.literal('discovery.result'),
+    id: id.optional(),
+    request: id,
+    results: z.array(backendTold).max(256),
   }),
   'stream.credit': z.object({ type: z.literal('stream.credit'), stream: count, acked_offset: count }),
   'link.ack': z.object({ type: z.literal('link.ack'), received: count }),
@@ -215,6 +282,8 @@ export const controlMessageSchemas = {
     desired: desired.default({ cordoned: false }),
     want: z.array(z.string()).default([]),
     warnings: z.array(z.string()).default([]),
+    /** Requests for models that are open: what was pushed and lost, or answered and lost, is found here again. */
+    discoveries: z.array(discoveryRequest).max(64).default([]).catch([]),
   }),
   'inventory.verdicts': z.object({
     type: z.literal('inventory.verdicts'),
@@ -242,6 +311,8 @@ export const controlMessageSchemas = {
       idle_ms: duration_ms,
     }),
     request_id: z.string().max(128).default(''),
+    /** The client's W3C trace context, for the backend; absent: it sent none. */
+    traceparent: z.string().max(128).optional(),
   }),
   'job.cancel': z.object({ type: z.literal('job.cancel'), ...attempt }),
   'job.abandon': z.object({ type: z.literal('job.abandon'), ...attempt, reason }),
@@ -249,6 +320,13 @@ export const controlMessageSchemas = {
     type: z.literal('result.ack'),
     ...attempt,
     outcome: z.enum(['accepted', 'duplicate', 'stale', 'conflict']),
+  }),
+  'discovery.request': z.object({ type: z.literal('discovery.request'), ...discovery }),
+  /** Ends the node's memory of the request. */
+  'discovery.ack': z.object({
+    type: z.literal('discovery.ack'),
+    request: id,
+    outcome: z.enum(['accepted', 'duplicate', 'stale']),
   }),
   'stream.credit': nodeMessageSchemas['stream.credit'],
   'link.ack': nodeMessageSchemas['link.ack'],
@@ -265,7 +343,14 @@ export type NodeMessageOf<T extends NodeMessage['type']> = Extract<NodeMessage, 
 export type ControlMessageOf<T extends ControlMessage['type']> = Extract<ControlMessage, { type: T }>;
 
 /** What a reader makes of a text frame: the message, or the `error` to answer it with. */
-export type ReadMessage<M> = { ok: true; message: M } | { ok: false; error: NodeMessageOf<'error'> };
+export type ReadMessage<M> =
+  | { ok: true; message: M }
+  | {
+      ok: false;
+      error: NodeMessageOf<'error'>;
+      /** It is well formed, of a type that this side does not know: a newer peer, not a broken one. */
+      unknown_type: boolean;
+    };
 
 function reader<M>(schemas: Record<string, z.ZodType>) {
   return (text: string): ReadMessage<M> => {
@@ -281,7 +366,8 @@ function reader<M>(schemas: Record<string, z.ZodType>) {
     const { type, id: messageId } = value as { type?: unknown; id?: unknown };
     const echo = typeof messageId === 'string' ? messageId.slice(0, 128) : undefined;
     if (typeof type !== 'string' || !Object.hasOwn(schemas, type)) {
-      return refuse(echo, `Unknown message type ${JSON.stringify(type)?.slice(0, 64)}.`);
+      const refused = refuse(echo, `Unknown message type ${JSON.stringify(type)?.slice(0, 64)}.`);
+      return { ...refused, unknown_type: typeof type === 'string' };
     }
     const parsed = schemas[type]!.safeParse(value);
     if (parsed.success) return { ok: true, message: parsed.data as M };
@@ -290,10 +376,16 @@ function reader<M>(schemas: Record<string, z.ZodType>) {
   };
 }
 
-function refuse(id: string | undefined, message: string): { ok: false; error: NodeMessageOf<'error'> } {
+function refuse(id: string | undefined, message: string) {
   return {
-    ok: false,
-    error: { type: 'error', ...(id === undefined ? {} : { id }), code: 'invalid_request', message },
+    ok: false as const,
+    unknown_type: false,
+    error: {
+      type: 'error' as const,
+      ...(id === undefined ? {} : { id }),
+      code: 'invalid_request',
+      message,
+    },
   };
 }
 

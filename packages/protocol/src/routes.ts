@@ -1,19 +1,29 @@
 import { z } from 'zod';
+import { inferenceBody, modelList, modelView } from './openai-resources.ts';
 import {
+  auditQuery,
+  auditView,
+  discoverBody,
+  discoveryQuery,
+  discoveryView,
   drainBody,
   enrolBody,
   enrolled,
   explainView,
   idParams,
-  inferenceBody,
+  jobAccepted,
+  jobBatch,
+  jobBatchVerdicts,
+  jobCreate,
   jobView,
   jobsQuery,
   keyCreate,
   keyCreated,
   keyUpdate,
   keyView,
-  modelList,
-  modelView,
+  limitsQuery,
+  limitsView,
+  nodeModelsView,
   nodeUpdate,
   nodeView,
   page,
@@ -28,27 +38,31 @@ import {
   usageSummary,
   usageSummaryQuery,
 } from './resources.ts';
-import { SCOPES } from './states.ts';
+import {
+  nodeAttemptParams,
+  nodeBeatAnswer,
+  nodeBeatBody,
+  nodeCompleteBody,
+  nodeDeregisterBody,
+  nodeFailBody,
+  nodeLeaseAnswer,
+  nodeLeaseQuery,
+  nodeOutputAnswer,
+  nodeOutputQuery,
+  nodeRegisterAnswer,
+  nodeRegisterBody,
+  nodeRejectBody,
+  nodeReleasedBody,
+  nodeResultAnswer,
+  nodeSessionQuery,
+} from './node-http.ts';
+import { type Route, route } from './route.ts';
+import { UPSTREAM_ROUTES } from './upstream-routes.ts';
 
 /**
  * Every HTTP route, once: server, SDK, commands, `/openapi.json` and the authentication test all derive from this
  * table. A route that is not in it does not exist; one that needs nothing says so with `needs: 'none'`.
  */
-export const NEEDS = [
-  'none',
-  /** Direct loopback, or the metrics token. */
-  'metrics',
-  /** An enrolment token in the body. */
-  'enrolment',
-  /** A node's credential. */
-  'node',
-  /** Any API key. */
-  'key',
-  ...SCOPES,
-  'admin',
-] as const;
-export type Needs = (typeof NEEDS)[number];
-
 const statusView = z.object({ status: z.string() }).loose();
 export const whoamiView = z.object({
   id: z.string(),
@@ -56,19 +70,6 @@ export const whoamiView = z.object({
   role: z.string().nullable(),
   scopes: z.array(z.string()),
 });
-
-export interface Route {
-  method: 'GET' | 'POST' | 'PATCH' | 'DELETE';
-  path: string;
-  needs: Needs;
-  summary: string;
-  params?: z.ZodObject;
-  query?: z.ZodObject;
-  body?: z.ZodType;
-  answer?: z.ZodType;
-  status?: number;
-}
-const route = <const R extends Route>(definition: R): R => definition;
 
 export const ROUTES = {
   healthz: route({
@@ -82,7 +83,7 @@ export const ROUTES = {
     method: 'GET',
     path: '/readyz',
     needs: 'none',
-    summary: 'It can serve: store, migrations, bus.',
+    summary: 'It can serve: the store answers, and it is not stopping.',
     answer: statusView,
   }),
   metrics: route({ method: 'GET', path: '/metrics', needs: 'metrics', summary: 'Prometheus metrics.' }),
@@ -143,6 +144,7 @@ export const ROUTES = {
     method: 'POST',
     path: '/api/v1/keys',
     needs: 'admin',
+    audit: 'key.create',
     summary: 'Make a key; it is shown once.',
     body: keyCreate,
     answer: keyCreated,
@@ -160,6 +162,7 @@ export const ROUTES = {
     method: 'PATCH',
     path: '/api/v1/keys/:id',
     needs: 'admin',
+    audit: 'key.update',
     summary: "Change a key's rights and limits.",
     params: idParams,
     body: keyUpdate,
@@ -169,6 +172,7 @@ export const ROUTES = {
     method: 'DELETE',
     path: '/api/v1/keys/:id',
     needs: 'admin',
+    audit: 'key.revoke',
     summary: 'Revoke a key, everywhere within a second.',
     params: idParams,
     answer: keyView,
@@ -186,6 +190,7 @@ export const ROUTES = {
     method: 'POST',
     path: '/api/v1/enrolment-tokens',
     needs: 'admin',
+    audit: 'token.create',
     summary: 'Make a token that enrols nodes; it is shown once.',
     body: tokenCreate,
     answer: tokenCreated,
@@ -195,6 +200,7 @@ export const ROUTES = {
     method: 'DELETE',
     path: '/api/v1/enrolment-tokens/:id',
     needs: 'admin',
+    audit: 'token.delete',
     summary: 'Withdraw a token.',
     params: idParams,
     status: 204,
@@ -220,6 +226,7 @@ export const ROUTES = {
     method: 'PATCH',
     path: '/api/v1/nodes/:id',
     needs: 'admin',
+    audit: 'node.update',
     summary: 'Change labels or the model allow-list.',
     params: idParams,
     body: nodeUpdate,
@@ -229,6 +236,7 @@ export const ROUTES = {
     method: 'POST',
     path: '/api/v1/nodes/:id/cordon',
     needs: 'admin',
+    audit: 'node.cordon',
     summary: 'Give it no new work.',
     params: idParams,
     answer: nodeView,
@@ -237,6 +245,7 @@ export const ROUTES = {
     method: 'POST',
     path: '/api/v1/nodes/:id/uncordon',
     needs: 'admin',
+    audit: 'node.uncordon',
     summary: 'Give it work again; ends a drain.',
     params: idParams,
     answer: nodeView,
@@ -245,6 +254,7 @@ export const ROUTES = {
     method: 'POST',
     path: '/api/v1/nodes/:id/drain',
     needs: 'admin',
+    audit: 'node.drain',
     summary: 'Cordon, then finish or move what runs by the deadline.',
     params: idParams,
     body: drainBody,
@@ -254,6 +264,7 @@ export const ROUTES = {
     method: 'POST',
     path: '/api/v1/nodes/:id/rotate',
     needs: 'admin',
+    audit: 'node.rotate',
     summary: 'A new credential; the old one works through the overlap.',
     params: idParams,
     body: rotateBody,
@@ -263,6 +274,7 @@ export const ROUTES = {
     method: 'POST',
     path: '/api/v1/nodes/:id/revoke',
     needs: 'admin',
+    audit: 'node.revoke',
     summary: 'Withdraw its credential at once.',
     params: idParams,
     answer: nodeView,
@@ -271,10 +283,41 @@ export const ROUTES = {
     method: 'DELETE',
     path: '/api/v1/nodes/:id',
     needs: 'admin',
+    audit: 'node.delete',
     summary: 'Forget a revoked or offline node.',
     params: idParams,
     status: 204,
   }),
+
+  discoverModels: route({
+    method: 'POST',
+    path: '/api/v1/nodes/:id/model-discoveries',
+    needs: 'nodes:read',
+    summary: 'Ask a node for its models now. Who asks while it is being asked gets the same request.',
+    params: idParams,
+    body: discoverBody,
+    answer: discoveryView,
+    status: 202,
+  }),
+  showDiscovery: route({
+    method: 'GET',
+    path: '/api/v1/model-discoveries/:id',
+    needs: 'nodes:read',
+    summary: 'One such request; may be waited for.',
+    params: idParams,
+    query: discoveryQuery,
+    answer: discoveryView,
+  }),
+  nodeModels: route({
+    method: 'GET',
+    path: '/api/v1/nodes/:id/models',
+    needs: 'nodes:read',
+    summary: 'The last list of models of each backend, with its age, also while the node is offline.',
+    params: idParams,
+    answer: nodeModelsView,
+  }),
+
+  ...UPSTREAM_ROUTES,
 
   listJobs: route({
     method: 'GET',
@@ -284,6 +327,24 @@ export const ROUTES = {
     query: jobsQuery,
     answer: page(jobView),
   }),
+  createJob: route({
+    method: 'POST',
+    path: '/api/v1/jobs',
+    needs: 'jobs',
+    summary:
+      'Submit work that nobody waits for; committed when acknowledged. Takes an Idempotency-Key header.',
+    body: jobCreate,
+    answer: jobAccepted,
+    status: 202,
+  }),
+  createJobs: route({
+    method: 'POST',
+    path: '/api/v1/jobs/batch',
+    needs: 'jobs',
+    summary: 'Submit up to 1,000 jobs; each gets its own verdict.',
+    body: jobBatch,
+    answer: jobBatchVerdicts,
+  }),
   showJob: route({
     method: 'GET',
     path: '/api/v1/jobs/:id',
@@ -291,6 +352,28 @@ export const ROUTES = {
     summary: 'One job with its attempts.',
     params: idParams,
     answer: jobView,
+  }),
+  jobResult: route({
+    method: 'GET',
+    path: '/api/v1/jobs/:id/result',
+    needs: 'jobs',
+    summary: "A detached job's result, byte for byte as the backend answered.",
+    params: idParams,
+  }),
+  jobEvents: route({
+    method: 'GET',
+    path: '/api/v1/jobs/:id/events',
+    needs: 'jobs',
+    summary: 'Server-sent events: the job as it is, then with each transition, until it has ended.',
+    params: idParams,
+  }),
+  deleteJob: route({
+    method: 'DELETE',
+    path: '/api/v1/jobs/:id',
+    needs: 'jobs',
+    summary: "Erase a detached job's request and result at once; an open one is cancelled first.",
+    params: idParams,
+    status: 204,
   }),
   explainJob: route({
     method: 'GET',
@@ -304,6 +387,7 @@ export const ROUTES = {
     method: 'POST',
     path: '/api/v1/jobs/:id/cancel',
     needs: 'jobs',
+    audit: 'job.cancel',
     summary: 'Cancel an open job.',
     params: idParams,
     answer: jobView,
@@ -325,16 +409,158 @@ export const ROUTES = {
     query: usageSummaryQuery,
     answer: usageSummary,
   }),
+  usageLimits: route({
+    method: 'GET',
+    path: '/api/v1/usage/limits',
+    needs: 'key',
+    summary: "What is left of the key's limits and its budget.",
+    query: limitsQuery,
+    answer: limitsView,
+  }),
+
+  listAudit: route({
+    method: 'GET',
+    path: '/api/v1/audit',
+    needs: 'admin',
+    summary: 'Acts of administration, newest first.',
+    query: auditQuery,
+    answer: page(auditView),
+  }),
+
+  pulse: route({
+    method: 'GET',
+    path: '/api/v1/pulse',
+    needs: 'key',
+    summary: 'Five events, 100 ms apart: whether what lies between passes streams on as they come.',
+  }),
+  backup: route({
+    method: 'GET',
+    path: '/api/v1/backup',
+    needs: 'admin',
+    audit: 'backup.take',
+    summary: 'The whole store as it is at one moment, as a file that `flotilla restore` reads.',
+  }),
 
   enrol: route({
     method: 'POST',
     path: '/node/v1/enrol',
     needs: 'enrolment',
+    audit: 'node.enrol',
     summary: "Exchange an enrolment token for the node's own credential.",
     body: enrolBody,
     answer: enrolled,
     status: 201,
   }),
   link: route({ method: 'GET', path: '/node/v1/link', needs: 'node', summary: 'The node link (WebSocket).' }),
+  nodeRegister: route({
+    method: 'POST',
+    path: '/node/v1/register',
+    needs: 'node',
+    summary: 'A small node comes, over plain HTTP: begins its session.',
+    body: nodeRegisterBody,
+    answer: nodeRegisterAnswer,
+  }),
+  nodeHeartbeat: route({
+    method: 'POST',
+    path: '/node/v1/heartbeat',
+    needs: 'node',
+    summary: 'It lives.',
+    query: nodeSessionQuery,
+    body: nodeBeatBody,
+    answer: nodeBeatAnswer,
+  }),
+  nodeDeregister: route({
+    method: 'POST',
+    path: '/node/v1/deregister',
+    needs: 'node',
+    summary: 'It goes: ends its session. What it still has is moved.',
+    query: nodeSessionQuery,
+    body: nodeDeregisterBody,
+    status: 204,
+  }),
+  nodeLease: route({
+    method: 'POST',
+    path: '/node/v1/lease',
+    needs: 'node',
+    summary:
+      'Offers, cancels and abandons, as soon as there are any; what was not acknowledged is said again.',
+    query: nodeLeaseQuery,
+    answer: nodeLeaseAnswer,
+  }),
+  nodeRequest: route({
+    method: 'GET',
+    path: '/node/v1/jobs/:id/attempts/:attempt/request',
+    needs: 'node',
+    summary: 'The request body, byte for byte.',
+    params: nodeAttemptParams,
+    query: nodeSessionQuery,
+  }),
+  nodeAccept: route({
+    method: 'POST',
+    path: '/node/v1/jobs/:id/attempts/:attempt/accept',
+    needs: 'node',
+    summary: 'It takes the offer; acknowledging the offer says the same.',
+    params: nodeAttemptParams,
+    query: nodeSessionQuery,
+    status: 204,
+  }),
+  nodeReject: route({
+    method: 'POST',
+    path: '/node/v1/jobs/:id/attempts/:attempt/reject',
+    needs: 'node',
+    summary: 'It does not take the offer.',
+    params: nodeAttemptParams,
+    query: nodeSessionQuery,
+    body: nodeRejectBody,
+    status: 204,
+  }),
+  nodeStarted: route({
+    method: 'POST',
+    path: '/node/v1/jobs/:id/attempts/:attempt/started',
+    needs: 'node',
+    summary: 'It has asked its model server; any output says the same.',
+    params: nodeAttemptParams,
+    query: nodeSessionQuery,
+    status: 204,
+  }),
+  nodeOutput: route({
+    method: 'POST',
+    path: '/node/v1/jobs/:id/attempts/:attempt/output',
+    needs: 'node',
+    summary: 'Bytes of the answer, taken as they arrive; waits while the client reads slowly.',
+    params: nodeAttemptParams,
+    query: nodeOutputQuery,
+    answer: nodeOutputAnswer,
+  }),
+  nodeComplete: route({
+    method: 'POST',
+    path: '/node/v1/jobs/:id/attempts/:attempt/complete',
+    needs: 'node',
+    summary: 'The answer is whole.',
+    params: nodeAttemptParams,
+    query: nodeSessionQuery,
+    body: nodeCompleteBody,
+    answer: nodeResultAnswer,
+  }),
+  nodeFail: route({
+    method: 'POST',
+    path: '/node/v1/jobs/:id/attempts/:attempt/fail',
+    needs: 'node',
+    summary: 'It could not be done, or not to its end.',
+    params: nodeAttemptParams,
+    query: nodeSessionQuery,
+    body: nodeFailBody,
+    answer: nodeResultAnswer,
+  }),
+  nodeReleased: route({
+    method: 'POST',
+    path: '/node/v1/jobs/:id/attempts/:attempt/released',
+    needs: 'node',
+    summary: 'It has stopped what it was told to stop.',
+    params: nodeAttemptParams,
+    query: nodeSessionQuery,
+    body: nodeReleasedBody,
+    status: 204,
+  }),
 } as const satisfies Record<string, Route>;
 export type RouteName = keyof typeof ROUTES;

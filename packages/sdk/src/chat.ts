@@ -44,7 +44,7 @@ export class Chat {
   /** Asks for one whole answer. */
   async create(body: ChatRequest, options: CallOptions = {}): Promise<ChatCompletion> {
     const response = await this.#transport.open('chat', { ...options, body: { ...body, stream: false } });
-    return (await readJson(response)) as ChatCompletion;
+    return (await readJson(response, options.signal)) as ChatCompletion;
   }
 
   /** Asks for a streamed answer; resolves when its head is there. Errors before that throw here, later ones in the loop. */

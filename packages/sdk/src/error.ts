@@ -8,8 +8,43 @@ export type ClientErrorCode =
   | 'timed_out'
   /** Something answered, but not in Flotilla's language: probably another server at this address. */
   | 'unreadable'
-  /** A stream ended without `[DONE]`: the answer is not whole. */
+  /** The connection broke within the answer, or a stream ended without `[DONE]`: the answer is not whole. */
   | 'cut';
+
+/**
+ * Whether the same call may succeed later, for every code. The protocol's catalogue is imported as a type only, so its
+ * answers stand here again; tests/reference.test.ts holds the two equal.
+ */
+export const RETRYABLE: Readonly<Record<ErrorCode | ClientErrorCode, boolean>> = {
+  invalid_request: false,
+  unauthorized: false,
+  insufficient_credit: false,
+  forbidden: false,
+  revoked: false,
+  not_found: false,
+  model_not_found: false,
+  conflict: false,
+  name_taken: false,
+  node_in_use: true,
+  wrong_session: false,
+  payload_too_large: false,
+  rate_limited: true,
+  queue_full: true,
+  cancelled: false,
+  internal: true,
+  backend_error: true,
+  attempts_exhausted: true,
+  origin_lost: false,
+  no_capacity: true,
+  node_lost: true,
+  unavailable: true,
+  queue_timeout: true,
+  run_timeout: false,
+  unreachable: true,
+  timed_out: true,
+  unreadable: false,
+  cut: true,
+};
 
 interface Facts {
   code: string;
@@ -40,6 +75,13 @@ export class FlotillaApiError extends Error {
     this.request_id = facts.request_id;
     this.retry_after_ms = facts.retry_after_ms;
     this.param = facts.param ?? undefined;
+  }
+
+  /** Whether the same call may succeed later; of a code that is not listed, whether the server said when. */
+  get retryable(): boolean {
+    return Object.hasOwn(RETRYABLE, this.code)
+      ? RETRYABLE[this.code as ErrorCode]
+      : this.retry_after_ms !== undefined;
   }
 }
 

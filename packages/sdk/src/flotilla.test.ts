@@ -134,6 +134,35 @@ describe('an error', () => {
     expect(await failure(flotilla.whoami())).toMatchObject({ code: 'timed_out' });
   });
 
+  test('of an answer whose connection breaks in its body is cut, with the reason', async () => {
+    const flotilla = await client((_, response) => {
+      response.writeHead(200, { 'content-length': '100', 'x-request-id': 'req_3' });
+      response.write('{"id":', () => response.destroy());
+    });
+    const ask = { model: 'm', messages: [{ role: 'user', content: 'hi' }] };
+    for (const call of [() => flotilla.whoami(), () => flotilla.chat.create(ask)]) {
+      const error = await failure(call());
+      expect(error).toMatchObject({ code: 'cut', retryable: true, request_id: 'req_3' });
+      expect(error.message).toContain('before the end of the answer: ');
+    }
+  });
+
+  test('is not made of an abort within the body: the reason of the signal comes through', async () => {
+    const abort = new AbortController();
+    const reason = new Error('enough');
+    const flotilla = await client(
+      (_, response) => void response.writeHead(200, { 'content-length': '100' }).write('{"id":'),
+      {
+        fetch: async (...asked) => {
+          const answer = await fetch(...asked);
+          abort.abort(reason);
+          return answer;
+        },
+      },
+    );
+    await expect(flotilla.whoami({ signal: abort.signal })).rejects.toBe(reason);
+  });
+
   test('is not made of an abort: the reason of the signal comes through', async () => {
     const abort = new AbortController();
     const reason = new Error('enough');
@@ -246,4 +275,54 @@ describe('a streamed answer', () => {
     });
     expect(await failure(flotilla.chat.stream(ask))).toMatchObject({ code: 'model_not_found', status: 404 });
   });
+});
+
+describe('watching a job', () => {
+  const job = (state: string, finished_at: string | null = null) =>
+    `event: state\ndata: ${JSON.stringify({ id: 'job_1', state, finished_at })}\n\n`;
+
+  test('goes on over broken connections and in-band errors, and tells each state once', async () => {
+    const answers = [
+      `${job('queued')}${job('running')}`,
+      `${job('running')}: \n\nevent: error\ndata: {"error":{"message":"Away.","code":"unavailable"}}\n\n`,
+      `${job('succeeded', '2026-01-01T00:00:00Z')}`,
+    ];
+    const flotilla = await client((_seen, response) => {
+      const text = answers.shift()!;
+      response.writeHead(200, { 'content-type': 'text/event-stream' });
+      if (answers.length === 2) response.write(text, () => response.destroy());
+      else response.end(text);
+    });
+    const seen = await collect(flotilla.jobs.watch('job_1'));
+    expect(seen.map(({ state }) => state)).toEqual(['queued', 'running', 'succeeded']);
+  });
+
+  test('ends with the error of a job that is not there', async () => {
+    const flotilla = await client((_, response) =>
+      json(response, { error: { message: 'No such job.', code: 'not_found' } }, 404),
+    );
+    expect(await failure(flotilla.jobs.wait('job_1'))).toMatchObject({ code: 'not_found' });
+  });
+
+  test('fails once the control plane was out of reach for as long as it may be', async () => {
+    const url = await serve(() => undefined);
+    for (const close of closers.splice(0)) close();
+    const waiting = new Flotilla({ url }).jobs.wait('job_1', { patience_ms: 0 });
+    expect(await failure(waiting)).toMatchObject({ code: 'unreachable' });
+  });
+});
+
+test('an integer that a number cannot hold is sent and read digit for digit', async () => {
+  const digits = '12345678901234567890';
+  let sent = '';
+  const flotilla = await client(({ body, method }, response) => {
+    if (method === 'POST') sent = body;
+    response.writeHead(200, { 'content-type': 'application/json' });
+    response.end(method === 'POST' ? '{"id":"job_1"}' : `{"seed":${digits}, "small":7}`);
+  });
+  await flotilla.jobs.submit({ model: 'm', request: { messages: [], seed: BigInt(digits) } });
+  expect(sent).toContain(`"seed":${digits}`);
+  const result = await flotilla.jobs.result('job_1');
+  expect(JSON.stringify(result)).toBe(`{"seed":${digits},"small":7}`);
+  expect(await flotilla.jobs.resultText('job_1')).toBe(`{"seed":${digits}, "small":7}`);
 });

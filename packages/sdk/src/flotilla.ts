@@ -1,8 +1,12 @@
+import { Audit } from './audit.ts';
 import { Chat } from './chat.ts';
+import { FlotillaApiError } from './error.ts';
 import { Jobs } from './jobs.ts';
 import { Keys } from './keys.ts';
 import { Models } from './models.ts';
+import { ModelRoutes } from './model-routes.ts';
 import { Nodes } from './nodes.ts';
+import { Providers } from './providers.ts';
 import type { Answer, RouteName } from './routes.ts';
 import { Tokens } from './tokens.ts';
 import { type CallInput, type CallOptions, type FlotillaOptions, Transport } from './transport.ts';
@@ -19,8 +23,11 @@ export class Flotilla {
   readonly keys: Keys;
   readonly tokens: Tokens;
   readonly nodes: Nodes;
+  readonly providers: Providers;
+  readonly routes: ModelRoutes;
   readonly jobs: Jobs;
   readonly usage: Usage;
+  readonly audit: Audit;
   readonly models: Models;
   readonly chat: Chat;
 
@@ -30,8 +37,11 @@ export class Flotilla {
     this.keys = new Keys(transport);
     this.tokens = new Tokens(transport);
     this.nodes = new Nodes(transport);
+    this.providers = new Providers(transport);
+    this.routes = new ModelRoutes(transport);
     this.jobs = new Jobs(transport);
     this.usage = new Usage(transport);
+    this.audit = new Audit(transport);
     this.models = new Models(transport);
     this.chat = new Chat(transport);
   }
@@ -44,6 +54,13 @@ export class Flotilla {
   /** Resolves when the control plane can serve; an error tells what is missing. */
   ready(options: CallOptions = {}): Promise<Answer<'readyz'>> {
     return this.#transport.call('readyz', options);
+  }
+
+  /** The whole store as it is at one moment: the bytes of a file that `flotilla restore` reads. Needs an admin's key. */
+  async backup(options: CallOptions = {}): Promise<ReadableStream<Uint8Array<ArrayBuffer>>> {
+    const { body } = await this.#transport.open('backup', options);
+    if (body === null) throw new FlotillaApiError('The answer has no body.', { code: 'unreadable' });
+    return body;
   }
 
   /** Any route by its name in the protocol, typed. */

@@ -14,9 +14,20 @@ export type {
   ChatUsage,
   StreamOptions,
 } from './chat.ts';
+export type { AuditEntry } from './audit.ts';
 export type { Key } from './keys.ts';
 export type { EnrolmentToken } from './tokens.ts';
-export type { Node } from './nodes.ts';
-export type { Explanation, Job } from './jobs.ts';
-export type { UsageGroup, UsageRow } from './usage.ts';
-export type { Model } from './models.ts';
+export type { Node, NodeModels } from './nodes.ts';
+export type { Provider } from './providers.ts';
+export type { Route, RouteExplanation } from './model-routes.ts';
+export type {
+  Explanation,
+  Job,
+  JobAccepted,
+  JobRequest,
+  JobVerdict,
+  SubmitOptions,
+  WatchOptions,
+} from './jobs.ts';
+export type { Limits, UsageGroup, UsageRow } from './usage.ts';
+export type { Model, ModelDiscovery } from './models.ts';

@@ -3,6 +3,7 @@ import type { Answer, Body, Query } from './routes.ts';
 import type { CallOptions, Transport } from './transport.ts';
 
 export type Node = Answer<'showNode'>;
+export type NodeModels = Answer<'nodeModels'>;
 
 /** The roster. */
 export class Nodes {
@@ -46,6 +47,11 @@ export class Nodes {
     options: CallOptions = {},
   ): Promise<Answer<'rotateNode'>> {
     return this.#transport.call('rotateNode', { ...options, id, body });
+  }
+
+  /** The last list of models of each backend, with its age. */
+  models(id: string, options: CallOptions = {}): Promise<NodeModels> {
+    return this.#transport.call('nodeModels', { ...options, id });
   }
 
   revoke(id: string, options: CallOptions = {}): Promise<Node> {

@@ -35,13 +35,40 @@ export const PATHS = {
   revokeNode: 'POST /api/v1/nodes/:id/revoke',
   deleteNode: 'DELETE /api/v1/nodes/:id',
 
+  discoverModels: 'POST /api/v1/nodes/:id/model-discoveries',
+  showDiscovery: 'GET /api/v1/model-discoveries/:id',
+  nodeModels: 'GET /api/v1/nodes/:id/models',
+  listProviders: 'GET /api/v1/providers',
+  createProvider: 'POST /api/v1/providers',
+  showProvider: 'GET /api/v1/providers/:id',
+  updateProvider: 'PATCH /api/v1/providers/:id',
+  probeProvider: 'POST /api/v1/providers/:id/probe',
+  deleteProvider: 'DELETE /api/v1/providers/:id',
+
+  listRoutes: 'GET /api/v1/routes',
+  createRoute: 'POST /api/v1/routes',
+  explainRoute: 'POST /api/v1/routes/explain',
+  showRoute: 'GET /api/v1/routes/:id',
+  updateRoute: 'PATCH /api/v1/routes/:id',
+  deleteRoute: 'DELETE /api/v1/routes/:id',
+
   listJobs: 'GET /api/v1/jobs',
+  createJob: 'POST /api/v1/jobs',
+  createJobs: 'POST /api/v1/jobs/batch',
   showJob: 'GET /api/v1/jobs/:id',
+  jobResult: 'GET /api/v1/jobs/:id/result',
+  jobEvents: 'GET /api/v1/jobs/:id/events',
+  deleteJob: 'DELETE /api/v1/jobs/:id',
   explainJob: 'GET /api/v1/jobs/:id/explain',
   cancelJob: 'POST /api/v1/jobs/:id/cancel',
 
   usage: 'GET /api/v1/usage',
+  usageLimits: 'GET /api/v1/usage/limits',
   usageSummary: 'GET /api/v1/usage/summary',
+
+  listAudit: 'GET /api/v1/audit',
+  pulse: 'GET /api/v1/pulse',
+  backup: 'GET /api/v1/backup',
 } as const satisfies { [N in keyof Routes]?: `${Routes[N]['method']} ${Routes[N]['path']}` };
 
 type Routes = typeof ROUTES;

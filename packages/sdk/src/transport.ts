@@ -1,4 +1,5 @@
 import { errorOfResponse, FlotillaApiError } from './error.ts';
+import { parseJson, printJson } from './exact-json.ts';
 import { type Answer, type Body, PATHS, type Query, type RouteName } from './routes.ts';
 
 export interface FlotillaOptions {
@@ -24,6 +25,8 @@ export interface CallInput<N extends RouteName> extends CallOptions {
   id?: string;
   query?: Query<N>;
   body?: Body<N>;
+  /** The body as the text of JSON, sent as it is. */
+  text?: string;
 }
 
 const TIMEOUT_MS = 60_000;
@@ -45,19 +48,18 @@ export class Transport {
 
   /** Calls a route and reads its JSON answer. */
   async call<N extends RouteName>(name: N, input: CallInput<N> = {}): Promise<Answer<N>> {
-    const timeout = AbortSignal.timeout(this.#options.timeout_ms ?? TIMEOUT_MS);
-    const signal = input.signal ? AbortSignal.any([input.signal, timeout]) : timeout;
-    try {
+    return this.#inTime(input, async (signal) => {
       const response = await this.open(name, { ...input, signal });
       if (response.status === 204) return undefined as Answer<N>;
-      return (await readJson(response)) as Answer<N>;
-    } catch (error) {
-      if (input.signal?.aborted === true || !timeout.aborted) throw error;
-      throw new FlotillaApiError(`No answer from ${this.#address()} in time.`, {
-        code: 'timed_out',
-        cause: error,
-      });
-    }
+      return (await readJson(response, signal)) as Answer<N>;
+    });
+  }
+
+  /** Calls a route and reads its answer as text, as it came. */
+  async read(name: RouteName, input: CallInput<RouteName> = {}): Promise<string> {
+    return this.#inTime(input, async (signal) =>
+      readText(await this.open(name, { ...input, signal }), signal),
+    );
   }
 
   /** Calls a route and hands back the answer as soon as its head is there. Every other status than 2xx throws. */
@@ -67,13 +69,27 @@ export class Transport {
     for (const [field, value] of Object.entries(input.headers ?? {})) headers.set(field, value);
     const init: RequestInit = { method, headers, redirect: 'error' };
     if (input.signal) init.signal = input.signal;
-    if (input.body !== undefined) {
+    if (input.text !== undefined || input.body !== undefined) {
       headers.set('content-type', 'application/json');
-      init.body = JSON.stringify(input.body);
+      init.body = input.text ?? printJson(input.body);
     }
     const response = await this.#fetch(url, init);
     if (!response.ok) throw await errorOfResponse(response);
     return response;
+  }
+
+  async #inTime<T>(input: CallOptions, act: (signal: AbortSignal) => Promise<T>): Promise<T> {
+    const timeout = AbortSignal.timeout(this.#options.timeout_ms ?? TIMEOUT_MS);
+    const signal = input.signal ? AbortSignal.any([input.signal, timeout]) : timeout;
+    try {
+      return await act(signal);
+    } catch (error) {
+      if (input.signal?.aborted === true || !timeout.aborted) throw error;
+      throw new FlotillaApiError(`No answer from ${this.#address()} in time.`, {
+        code: 'timed_out',
+        cause: error,
+      });
+    }
   }
 
   #ownHeaders(): Record<string, string> {
@@ -117,16 +133,30 @@ function fill(hole: string, id: string | undefined): string {
   return hole === '*' ? id.split('/').map(encodeURIComponent).join('/') : encodeURIComponent(id);
 }
 
-export async function readJson(response: Response): Promise<unknown> {
-  const text = await response.text();
+/** @param signal that of the call: an abort comes through as it is */
+export async function readJson(response: Response, signal: AbortSignal | undefined): Promise<unknown> {
+  const text = await readText(response, signal);
   try {
-    return JSON.parse(text);
+    return parseJson(text);
   } catch (cause) {
     throw new FlotillaApiError('The answer is not JSON.', {
       code: 'unreadable',
       status: response.status,
       request_id: response.headers.get('x-request-id') ?? undefined,
       cause,
+    });
+  }
+}
+
+async function readText(response: Response, signal: AbortSignal | undefined): Promise<string> {
+  try {
+    return await response.text();
+  } catch (error) {
+    if (signal?.aborted === true) throw error;
+    throw new FlotillaApiError(`The connection broke before the end of the answer: ${rootCause(error)}`, {
+      code: 'cut',
+      request_id: response.headers.get('x-request-id') ?? undefined,
+      cause: error,
     });
   }
 }

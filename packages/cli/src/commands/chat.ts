@@ -19,7 +19,10 @@ export function addChat(program: Command): void {
   const chat = program
     .command('chat [prompt...]')
     .description('talk to a model, streaming; without a prompt a conversation, or the prompt from stdin')
-    .option('-m, --model <model>', 'which one (default: the first of `flotilla models`)')
+    .option(
+      '-m, --model <model>',
+      'which one (default: the first of `flotilla models` that is not for embeddings)',
+    )
     .option('--system <text>', 'what the model is told before')
     .option('--max-tokens <n>', 'the longest answer', positive)
     .action(runChat);
@@ -60,7 +63,7 @@ async function firstModel(client: Flotilla): Promise<string> {
   const models = await client.models.list();
   const first = models.find(({ id }) => !/embed/i.test(id)) ?? models[0];
   if (first === undefined) {
-    throw new CommandError('No model can be used now.', 'See what the nodes say: flotilla nodes');
+    throw new CommandError('There is no model yet.', 'See what the nodes say: flotilla nodes');
   }
   return first.id;
 }

@@ -15,7 +15,7 @@ export function addControl(program: Command): void {
   const control = program
     .command('control')
     .description('run one control plane replica for production, configured by environment')
-    .option('--port <port>', 'API, node links and dashboard (FLOTILLA_PORT, else 7400)', port)
+    .option('--port <port>', 'for API and node links; 0 takes a free one (FLOTILLA_PORT, else 7400)', port)
     .option('--host <address>', 'where it listens (FLOTILLA_HOST, else 127.0.0.1)')
     .option('--public-url <url>', 'the address that others reach it by (FLOTILLA_PUBLIC_URL)')
     .option(
@@ -30,7 +30,7 @@ export function addControl(program: Command): void {
       'on PostgreSQL; the admin key (32 characters or more) is the first key there is',
     ],
     ['flotilla up', 'the same with everything made for you, to begin with'],
-  );
+  ).addHelpText('after', '\nAll other settings are variables: docs/reference/settings.md lists them.');
 }
 
 async function runReplica(flags: ControlFlags): Promise<void> {

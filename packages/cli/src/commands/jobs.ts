@@ -2,13 +2,17 @@ import { type Command, Option } from 'commander';
 import type { Explanation, Job, Query } from '@flotilla/sdk';
 import { type ClientFlags, openClient, withClient } from '../client.ts';
 import { withExamples } from '../help.ts';
-import { type NameOf, nodeNames } from '../names.ts';
+import { addSubmit } from './jobs-submit.ts';
+import { addWatch } from './jobs-watch.ts';
+import { type NameOf, serverNames } from '../names.ts';
 import { positive } from '../parse.ts';
 import { ago, formatDuration } from '../terminal/moment.ts';
 import { note, print, printJson } from '../terminal/output.ts';
 import { type Column, facts, table, terminalColumns } from '../terminal/table.ts';
 
 const STATES = ['queued', 'leased', 'running', 'succeeded', 'failed', 'timed_out', 'cancelled'] as const;
+/** A job that has ended is placed nowhere: nodes have no verdict on it. */
+const OPEN: readonly string[] = STATES.slice(0, 3);
 
 export function addJobs(program: Command): void {
   const jobs = program.command('jobs').description('units of work: every request is one');
@@ -35,21 +39,24 @@ export function addJobs(program: Command): void {
     .action(explainJob);
   withExamples(withClient(explain), [
     'flotilla jobs explain job_01J…',
-    'why it waits, or why it went where it went',
+    'why an open job waits, or where it is',
   ]);
 
   const cancel = jobs.command('cancel <id>').description('cancel an open job').action(cancelJob);
   withExamples(withClient(cancel), ['flotilla jobs cancel job_01J…', 'the node is told at once']);
+
+  addSubmit(jobs);
+  addWatch(jobs);
 }
 
-const columnsOf = (nodeName: NameOf): Column<Job>[] => [
+const columnsOf = (serverName: NameOf): Column<Job>[] => [
   { head: 'ID', cell: (job) => job.id, whole: true },
-  { head: 'STATE', cell: (job) => job.state, style: styleOf },
+  { head: 'STATE', cell: (job) => job.state, whole: true, style: styleOf },
   { head: 'MODEL', cell: (job) => job.model ?? '–', flexible: true },
-  { head: 'NODE', cell: (job) => nodeOf(job.attempts.at(-1), nodeName), flexible: true },
-  { head: 'TRIES', cell: (job) => String(job.attempts.length), align: 'right' },
+  { head: 'SERVED BY', cell: (job) => serverOf(job.attempts.at(-1), serverName), flexible: true },
+  { head: 'TRIES', cell: (job) => String(job.attempts.length), align: 'right', optional: true },
   { head: 'AGE', cell: (job) => ago(job.created_at) },
-  { head: 'TOOK', cell: tookOf },
+  { head: 'TOOK', cell: tookOf, optional: true },
   { head: 'ERROR', cell: (job) => job.error?.code ?? '', flexible: true },
 ];
 
@@ -70,25 +77,26 @@ async function listJobs(flags: ClientFlags & Query<'listJobs'> & { limit: number
   const jobs = await client.jobs.list({ state, model, limit: Math.min(limit, 500) }).take(limit);
   if (flags.json) return printJson(jobs);
   if (jobs.length === 0) return note('No such jobs.');
-  print(table(jobs, columnsOf(await nodeNames(client)), terminalColumns()));
+  print(table(jobs, columnsOf(await serverNames(client)), terminalColumns()));
 }
 
 async function showJob(id: string, flags: ClientFlags): Promise<void> {
   const client = await openClient(flags);
   const job = await client.jobs.show(id);
   if (flags.json) return printJson(job);
-  print(jobText(job, await nodeNames(client)));
+  print(jobText(job, await serverNames(client)));
 }
 
-function nodeOf(attempt: Job['attempts'][number] | undefined, nodeName: NameOf): string {
-  return attempt?.node ? nodeName(attempt.node) : '–';
+function serverOf(attempt: Job['attempts'][number] | undefined, serverName: NameOf): string {
+  const id = attempt?.node ?? attempt?.provider;
+  return id ? serverName(id) : '–';
 }
 
-function jobText(job: Job, nodeName: NameOf): string {
+function jobText(job: Job, serverName: NameOf): string {
   const head = facts([
     ['id', job.id],
     ['kind', `${job.kind}, ${job.attached ? 'attached' : 'detached'}`],
-    ['state', job.position === null ? job.state : `${job.state}, position ${job.position}`],
+    ['state', job.position === null ? job.state : `${job.state}, ${job.position} before it`],
     ['model', job.model],
     ['operation', job.operation],
     ['key', job.key],
@@ -100,7 +108,7 @@ function jobText(job: Job, nodeName: NameOf): string {
   if (job.attempts.length === 0) return `${head}\n\nNo attempt yet. See why: flotilla jobs explain ${job.id}`;
   const columns: Column<Job['attempts'][number]>[] = [
     { head: 'TRY', cell: ({ attempt }) => String(attempt), align: 'right' },
-    { head: 'NODE', cell: (attempt) => nodeOf(attempt, nodeName), flexible: true },
+    { head: 'ASKED', cell: (attempt) => serverOf(attempt, serverName), flexible: true },
     { head: 'BACKEND', cell: ({ backend }) => backend ?? '–', flexible: true },
     { head: 'OUTCOME', cell: ({ outcome }) => outcome },
     { head: 'CODE', cell: ({ code }) => code ?? '' },
@@ -118,11 +126,11 @@ async function explainJob(id: string, flags: ClientFlags): Promise<void> {
     { head: 'VERDICT', cell: ({ verdict }) => verdict },
     { head: 'REASONS', cell: ({ reasons }) => reasons.join('; '), flexible: true },
   ];
-  const nodes =
-    explanation.nodes.length === 0
-      ? 'There are no nodes.'
-      : table(explanation.nodes, columns, terminalColumns());
-  print(`${explanation.state}: ${explanation.summary}\n\n${nodes}`);
+  print(explanation.summary);
+  if (OPEN.includes(explanation.state)) {
+    const { nodes } = explanation;
+    print(nodes.length === 0 ? '\nThere are no nodes.' : `\n${table(nodes, columns, terminalColumns())}`);
+  } else note(`Which nodes tried, and what came of it: flotilla jobs show ${explanation.id}`);
 }
 
 async function cancelJob(id: string, flags: ClientFlags): Promise<void> {

@@ -1,5 +1,6 @@
 import { type Command, InvalidArgumentError } from 'commander';
 import type { Key } from '@flotilla/sdk';
+import { type Budget, budget, budgetText, type None, rate } from '../budget.ts';
 import { type ClientFlags, openClient, withClient } from '../client.ts';
 import { CommandError, UsageError } from '../failure.ts';
 import { withExamples } from '../help.ts';
@@ -8,6 +9,7 @@ import { ago } from '../terminal/moment.ts';
 import { note, print, printJson } from '../terminal/output.ts';
 import { type Column, facts, table, terminalColumns } from '../terminal/table.ts';
 import { labelText } from '../terminal/text.ts';
+import { limitFacts } from '../terminal/limits.ts';
 
 const SCOPES = ['inference', 'jobs', 'agents', 'nodes:read'] as const;
 type Scope = (typeof SCOPES)[number];
@@ -18,6 +20,8 @@ interface RightFlags extends ClientFlags {
   nodeLabel?: Record<string, string>;
   requestsPerMinute?: number;
   concurrency?: number;
+  tokensPerMinute?: number | None;
+  tokenBudget?: Budget | None;
   expires?: string;
 }
 
@@ -31,7 +35,7 @@ export function addKeys(program: Command): void {
   const create = keys
     .command('create <name>')
     .description('make a key; it is printed once, alone on stdout')
-    .option('--admin', 'may do everything')
+    .option('--admin', 'may do everything (default: only inference)')
     .action(createKey);
   withExamples(
     withClient(withRights(create)),
@@ -40,11 +44,25 @@ export function addKeys(program: Command): void {
       'flotilla keys create demo --model llama3 --requests-per-minute 60 --expires 7d',
       'one for a week, one model',
     ],
+    [
+      'flotilla keys create ci --tokens-per-minute 20000 --token-budget 1M/month',
+      'one that cannot cost more than that',
+    ],
     ['export OPENAI_API_KEY=$(flotilla keys create me)', 'only the key goes to stdout'],
   );
 
   const show = keys.command('show <id>').description('show one key').action(showKey);
   withExamples(withClient(show), ['flotilla keys show key_01J…', 'its rights, limits and last use']);
+
+  const limits = keys
+    .command('limits [id]')
+    .description("what is left of a key's limits and its budget: of the key in use, or of any as admin")
+    .action(showLimits);
+  withExamples(
+    withClient(limits),
+    ['flotilla keys limits', 'of the key in use'],
+    ['flotilla keys limits key_01J…', 'of another one, as admin'],
+  );
 
   const update = keys
     .command('update <id>')
@@ -68,11 +86,7 @@ export function addKeys(program: Command): void {
 
 function withRights(command: Command): Command {
   return command
-    .option(
-      '--scope <scope>',
-      `one of ${SCOPES.join(', ')}; repeat for several (default: inference)`,
-      collectScope,
-    )
+    .option('--scope <scope>', `one of ${SCOPES.join(', ')}; repeat for several`, collectScope)
     .option(
       '--model <model>',
       'a model it may use, `name*` for all that begin so; repeat for several',
@@ -83,9 +97,15 @@ function withRights(command: Command): Command {
       'only nodes with this label serve it; repeat for several',
       collectLabel,
     )
-    .option('--requests-per-minute <n>', 'limit', positive)
-    .option('--concurrency <n>', 'limit of requests at once', positive)
-    .option('--expires <when>', 'like 30d, or a date', futureMoment);
+    .option('--requests-per-minute <n>', 'how many requests it may make a minute', positive)
+    .option('--concurrency <n>', 'how many requests it may have at work at once', positive)
+    .option('--tokens-per-minute <n>', 'how many tokens a minute, prompts and answers; none lifts it', rate)
+    .option(
+      '--token-budget <n/period>',
+      'how many tokens a day, week, month (calendar, UTC) or in total; none lifts it',
+      budget,
+    )
+    .option('--expires <when>', 'like 30d (from now), or a date', futureMoment);
 }
 
 function collectScope(value: string, before: Scope[] | undefined): Scope[] {
@@ -101,8 +121,14 @@ function rightsOf(flags: RightFlags) {
     ...(flags.nodeLabel && { node_labels: flags.nodeLabel }),
     ...(flags.requestsPerMinute && { requests_per_minute: flags.requestsPerMinute }),
     ...(flags.concurrency && { concurrency: flags.concurrency }),
+    ...(flags.tokensPerMinute !== undefined && { tokens_per_minute: limitOf(flags.tokensPerMinute) }),
+    ...(flags.tokenBudget !== undefined && { token_budget: limitOf(flags.tokenBudget) }),
     ...(flags.expires && { expires_at: flags.expires }),
   };
+}
+
+function limitOf<T>(given: T | None): T | null {
+  return given === 'none' ? null : given;
 }
 
 async function listKeys(flags: ClientFlags & { limit: number }): Promise<void> {
@@ -140,7 +166,15 @@ async function createKey(name: string, flags: RightFlags & { admin?: boolean }):
     throw new UsageError('--admin may do everything; --scope would change nothing. Give one of them.');
   }
   const client = await openClient(flags);
-  const made = await client.keys.create({ name, ...rightsOf(flags), ...(flags.admin && { role: 'admin' }) });
+  const { tokens_per_minute, token_budget, ...rights } = rightsOf(flags);
+  const made = await client.keys.create({
+    name,
+    ...rights,
+    // A new key has no limits that could be lifted.
+    ...(typeof tokens_per_minute === 'number' && { tokens_per_minute }),
+    ...(token_budget && { token_budget }),
+    ...(flags.admin && { role: 'admin' }),
+  });
   if (flags.json) return printJson(made);
   note(`Key ${made.name} (${made.id}). It is shown this once:`);
   print(made.key);
@@ -149,6 +183,13 @@ async function createKey(name: string, flags: RightFlags & { admin?: boolean }):
 async function showKey(id: string, flags: ClientFlags): Promise<void> {
   const client = await openClient(flags);
   printKey(await client.keys.show(id), flags);
+}
+
+async function showLimits(id: string | undefined, flags: ClientFlags): Promise<void> {
+  const client = await openClient(flags);
+  const left = await client.usage.limits({ key: id });
+  if (flags.json) return printJson(left);
+  print(limitFacts(left));
 }
 
 async function updateKey(id: string, flags: RightFlags & { name?: string }): Promise<void> {
@@ -163,8 +204,8 @@ async function updateKey(id: string, flags: RightFlags & { name?: string }): Pro
 async function revokeKey(id: string, flags: ClientFlags): Promise<void> {
   const client = await openClient(flags);
   const key = await client.keys.revoke(id);
-  if (flags.json) return printJson(key);
   if (key.revoked_at === null) throw new CommandError(`The server did not revoke ${id}.`);
+  if (flags.json) return printJson(key);
   note(`Key ${key.name} (${key.id}) is revoked.`);
 }
 
@@ -173,6 +214,8 @@ function printKey(key: Key, flags: ClientFlags): void {
   const limits = [
     key.requests_per_minute === null ? '' : `${key.requests_per_minute} requests a minute`,
     key.concurrency === null ? '' : `${key.concurrency} at once`,
+    key.tokens_per_minute === null ? '' : `${key.tokens_per_minute.toLocaleString('en')} tokens a minute`,
+    key.token_budget === null ? '' : budgetText(key.token_budget),
   ];
   print(
     facts([

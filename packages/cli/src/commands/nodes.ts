@@ -3,10 +3,11 @@ import type { Node } from '@flotilla/sdk';
 import { type ClientFlags, openClient, withClient } from '../client.ts';
 import { findNode } from '../find-node.ts';
 import { withExamples } from '../help.ts';
-import { duration, positive } from '../parse.ts';
+import { deadline, duration, positive } from '../parse.ts';
 import { formatDuration } from '../terminal/moment.ts';
 import { note, print, printJson } from '../terminal/output.ts';
 import { nodeTable, nodeText } from '../terminal/node.ts';
+import { lastLists } from '../terminal/node-models.ts';
 
 export function addNodes(program: Command): void {
   const nodes = program.command('nodes').description('the machines: list, inspect, cordon, drain, revoke');
@@ -25,6 +26,16 @@ export function addNodes(program: Command): void {
     .action(showNode);
   withExamples(withClient(show), ['flotilla nodes show attic', 'by name, or by id']);
 
+  const models = nodes
+    .command('models <node>')
+    .description('the last list of models that each of its backends told, also while it is offline')
+    .action(nodeModels);
+  withExamples(
+    withClient(models),
+    ['flotilla nodes models attic', 'with the age of each list'],
+    ['flotilla models discover attic', 'asks the node now'],
+  );
+
   const cordon = nodes.command('cordon <node>').description('give it no new work').action(cordonNode);
   withExamples(withClient(cordon), ['flotilla nodes cordon attic', 'what runs there goes on']);
 
@@ -37,7 +48,7 @@ export function addNodes(program: Command): void {
   const drain = nodes
     .command('drain <node>')
     .description('cordon, then finish or move what runs by the deadline')
-    .option('--deadline <duration>', 'like 30s or 10m (default: 5m)', duration)
+    .option('--deadline <duration>', 'like 30s or 10m (default: 5m)', deadline)
     .action(drainNode);
   withExamples(withClient(drain), [
     'flotilla nodes drain attic --deadline 2m',
@@ -50,8 +61,8 @@ export function addNodes(program: Command): void {
     .option('--overlap <duration>', 'how long the old one still works (default: 1d)', duration)
     .action(rotateNode);
   withExamples(withClient(rotate), [
-    'flotilla nodes rotate attic --overlap 1h',
-    'the node needs the new one by then',
+    'flotilla nodes rotate attic | ssh attic flotilla node credential',
+    'its daemon takes it up, and its work goes on',
   ]);
 
   const revoke = nodes
@@ -79,6 +90,18 @@ async function showNode(node: string, flags: ClientFlags): Promise<void> {
   const found = await findNode(await openClient(flags), node);
   if (flags.json) return printJson(found);
   print(nodeText(found));
+}
+
+async function nodeModels(node: string, flags: ClientFlags): Promise<void> {
+  const client = await openClient(flags);
+  const found = await findNode(client, node);
+  const lists = await client.nodes.models(found.id);
+  if (flags.json) return printJson(lists);
+  if (lists.backends.length > 0) print(lastLists(lists));
+  const known = lists.backends.some(({ models }) => models !== null);
+  if (lists.backends.length === 0) note(`No backend of ${found.name} is known.`);
+  if (!known) note(`It has told no list yet. Ask for one: flotilla models discover ${found.name}`);
+  else if (found.state !== 'online') note(`${found.name} is ${found.state}: these lists are its last ones.`);
 }
 
 async function cordonNode(node: string, flags: ClientFlags): Promise<void> {
@@ -115,6 +138,7 @@ async function rotateNode(node: string, flags: ClientFlags & { overlap?: number 
   if (flags.json) return printJson(rotated);
   const left = formatDuration(Date.parse(rotated.old_expires_at) - Date.now());
   note(`The new credential of ${found.name}, shown this once. The old one works for ${left} more.`);
+  note('Hand it over on its machine, through stdin: flotilla node credential');
   print(rotated.credential);
 }
 

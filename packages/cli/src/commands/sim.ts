@@ -27,8 +27,8 @@ export function addSim(program: Command): void {
   const backend = sim
     .command('backend')
     .description('run a simulated OpenAI-compatible model server; every answer says that it is simulated')
-    .option('--port <port>', '0 takes a free one', port, 7480)
-    .option('--host <address>', 'where it listens', '127.0.0.1')
+    .option('--port <port>', 'where it listens; 0 takes a free one', port, 7480)
+    .option('--host <address>', 'on which address', '127.0.0.1')
     .option('--model <id>', 'a model it has; repeat for several (default: flotilla-sim)', collect)
     .option('--ttft-ms <ms>', 'time to the first token', whole, 0)
     .option('--tokens-per-second <n>', 'how fast it generates (default: all at once)', positive)

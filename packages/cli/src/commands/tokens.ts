@@ -73,9 +73,12 @@ async function createToken(flags: CreateFlags): Promise<void> {
   });
   if (flags.json) return printJson(made);
   const uses = made.max_uses === 1 ? 'once' : `${made.max_uses} times`;
-  const url = flags.url ?? (process.env['FLOTILLA_URL'] || DEFAULT_URL);
+  // The way to it from here need not be the way from there; an older control plane does not tell.
+  const url = made.public_url ?? flags.url ?? (process.env['FLOTILLA_URL'] || DEFAULT_URL);
+  const insecure = url.startsWith('http://') && !isLoopback(url) ? ' --insecure' : '';
   note(`It works ${uses}, until ${made.expires_at}, and is shown this once. On the machine that is to join:`);
-  note(`  flotilla join ${url} --token ${made.token}`);
+  note(`  flotilla join ${url} --token ${made.token}${insecure}`);
+  if (insecure !== '') note('(--insecure: the way there is plain http. Do that in a private network only.)');
   if (isLoopback(url))
     note('(with the address by which that machine reaches this one, in place of 127.0.0.1)');
   // In a terminal the line above has it already; a program wants it alone.

@@ -8,11 +8,7 @@ export function addUp(program: Command): void {
   const up = program
     .command('up')
     .description('start here: a control plane with the embedded store, and a node on this machine')
-    .option(
-      '--port <port>',
-      'API, node links and dashboard; 0 takes a free one (FLOTILLA_PORT, else 7400)',
-      port,
-    )
+    .option('--port <port>', 'for API and node links; 0 takes a free one (FLOTILLA_PORT, else 7400)', port)
     .option(
       '--host <address>',
       'where it listens; 0.0.0.0 for other machines (FLOTILLA_HOST, else 127.0.0.1)',

@@ -3,13 +3,13 @@ import type { Flotilla, UsageGroup, UsageRow } from '@flotilla/sdk';
 import { type ClientFlags, openClient, withClient } from '../client.ts';
 import { withExamples } from '../help.ts';
 import { findNode } from '../find-node.ts';
-import { keyNames, type NameOf, nodeNames } from '../names.ts';
+import { keyNames, type NameOf, serverNames } from '../names.ts';
 import { moment, positive } from '../parse.ts';
 import { ago, formatDuration } from '../terminal/moment.ts';
 import { note, print, printJson } from '../terminal/output.ts';
 import { type Column, table, terminalColumns } from '../terminal/table.ts';
 
-const GROUPINGS = ['model', 'key', 'node', 'day'] as const;
+const GROUPINGS = ['model', 'key', 'node', 'provider', 'day'] as const;
 
 interface UsageFlags extends ClientFlags {
   by?: (typeof GROUPINGS)[number];
@@ -54,19 +54,19 @@ async function showUsage(flags: UsageFlags): Promise<void> {
   const rows = await client.usage.list({ ...filter, limit: Math.min(limit, 500) }).take(limit);
   if (flags.json) return printJson(rows);
   if (rows.length === 0) return note('No requests in that time.');
-  const columns = rowColumns(await nodeNames(client), await keyNames(client));
+  const columns = rowColumns(await serverNames(client), await keyNames(client));
   print(table(rows, columns, terminalColumns()));
 }
 
-const rowColumns = (nodeName: NameOf, keyName: NameOf): Column<UsageRow>[] => [
+const rowColumns = (serverName: NameOf, keyName: NameOf): Column<UsageRow>[] => [
   { head: 'WHEN', cell: (row) => ago(row.created_at) },
   { head: 'MODEL', cell: (row) => row.model, flexible: true },
-  { head: 'NODE', cell: (row) => (row.node === null ? '–' : nodeName(row.node)), flexible: true },
+  { head: 'SERVED BY', cell: (row) => serverOf(row, serverName), flexible: true },
   { head: 'KEY', cell: (row) => (row.key === null ? '–' : keyName(row.key)), flexible: true },
   { head: 'OUTCOME', cell: (row) => row.outcome, style: (row) => (row.status < 400 ? 'green' : 'red') },
   { head: 'IN', cell: (row) => tokens(row.prompt_tokens, row.estimated), align: 'right' },
   { head: 'OUT', cell: (row) => tokens(row.completion_tokens, row.estimated), align: 'right' },
-  { head: 'QUEUE', cell: (row) => formatDuration(row.queue_ms), align: 'right' },
+  { head: 'QUEUE', cell: (row) => formatDuration(row.queue_ms), align: 'right', optional: true },
   {
     head: 'FIRST',
     cell: (row) => (row.first_byte_ms === null ? '–' : formatDuration(row.first_byte_ms)),
@@ -75,13 +75,18 @@ const rowColumns = (nodeName: NameOf, keyName: NameOf): Column<UsageRow>[] => [
   { head: 'TOTAL', cell: (row) => formatDuration(row.total_ms), align: 'right' },
 ];
 
+function serverOf({ node, provider }: UsageRow, serverName: NameOf): string {
+  const id = node ?? provider;
+  return id ? serverName(id) : '–';
+}
+
 /** An estimated count is marked: it is no fact. */
 function tokens(count: number, estimated: boolean): string {
   return `${estimated ? '~' : ''}${count.toLocaleString('en')}`;
 }
 
 async function groupNames(client: Flotilla, by: string): Promise<NameOf> {
-  if (by === 'node') return nodeNames(client);
+  if (by === 'node' || by === 'provider') return serverNames(client);
   return by === 'key' ? keyNames(client) : (group) => group;
 }
 

@@ -19,6 +19,7 @@ export async function startDetached(state_dir: string, name: string, json: boole
   }
   const log = join(state_dir, 'node.log');
   const child = startSelf({ args: ['node', 'run', '--state-dir', state_dir], log, part: false });
+  if (!json) note('Waiting until it is connected…');
   const link = await connected(state_dir, child);
   if (link === 'ended') {
     throw new CommandError(`The daemon ended at once. The end of ${log}:\n${await logTail(log)}`);
@@ -54,7 +55,7 @@ async function connected(state_dir: string, child: ChildProcess): Promise<string
 }
 
 async function ask(state_dir: string): Promise<LocalStatus | undefined> {
-  const { callDaemon, DaemonCallError } = await import('@flotilla/daemon');
+  const { callDaemon, DaemonCallError } = await import('@flotilla/daemon/local');
   try {
     return (await callDaemon(state_dir, { verb: 'status' })) as unknown as LocalStatus;
   } catch (error) {

@@ -1,5 +1,6 @@
 import type { ConfigFlags } from '@flotilla/daemon';
 import { nodeStateDir } from '../data-dir.ts';
+import { EXIT } from '../failure.ts';
 import { parentGone } from '../process-end.ts';
 import { keepRunningWithoutReader, printJson } from '../terminal/output.ts';
 
@@ -8,6 +9,7 @@ export interface RunFlags {
   backend?: string[];
   slots?: number;
   statusPort?: number;
+  finalExitCode?: number;
   json?: boolean;
 }
 
@@ -21,7 +23,7 @@ export async function runNode(flags: RunFlags): Promise<void> {
   const orphaned = new AbortController();
   // The control plane has ended with the parent: there is nobody left to finish work for.
   void parentGone().then(() => orphaned.abort());
-  process.exitCode = await runDaemon({
+  const code = await runDaemon({
     state_dir: nodeStateDir(flags.stateDir),
     flags: await settingsOf(flags),
     kill: orphaned.signal,
@@ -30,6 +32,7 @@ export async function runNode(flags: RunFlags): Promise<void> {
       if (flags.json) printJson(event);
     },
   });
+  process.exitCode = code === EXIT.unwanted ? (flags.finalExitCode ?? code) : code;
 }
 
 async function settingsOf(flags: RunFlags): Promise<ConfigFlags> {
@@ -40,7 +43,8 @@ async function settingsOf(flags: RunFlags): Promise<ConfigFlags> {
   };
   const simulated = process.env[SIMULATED_BACKEND];
   if (simulated === undefined) return given;
-  const { loadConfig, statePaths } = await import('@flotilla/daemon');
+  const { loadConfig } = await import('@flotilla/daemon');
+  const { statePaths } = await import('@flotilla/daemon/local');
   const { config } = statePaths(nodeStateDir(flags.stateDir));
   const { backends } = await loadConfig(config, { environment: process.env, flags: given });
   return { ...given, backends: [...backends, { id: 'simulated', kind: 'openai', url: simulated }] };

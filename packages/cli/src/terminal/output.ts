@@ -1,20 +1,22 @@
-let onReaderGone = (): void => process.exit(0);
+let runs_without_reader = false;
 
 /**
- * A reader that has seen enough (`| head`) is no failure: the command ends in silence, or goes on without output where
- * it is there to run (`keepRunningWithoutReader`).
+ * A reader that has seen enough (`| head`) is no failure: the command ends in silence. What is there to run goes on
+ * without output (`keepRunningWithoutReader`), also when the disk of its log is full; any other command has failed then.
  */
 export function watchOutput(): void {
   for (const stream of [process.stdout, process.stderr]) {
     stream.on('error', (error: NodeJS.ErrnoException) => {
-      if (error.code !== 'EPIPE') throw error;
-      onReaderGone();
+      if (runs_without_reader) return;
+      if (error.code === 'EPIPE') process.exit(0);
+      if (stream === process.stdout) note(`error: The output cannot be written: ${error.message}`);
+      process.exit(1);
     });
   }
 }
 
 export function keepRunningWithoutReader(): void {
-  onReaderGone = () => undefined;
+  runs_without_reader = true;
 }
 
 /** A line of what was asked for. */

@@ -27,6 +27,13 @@ describe('a table', () => {
     }
   });
 
+  test('leaves out what is optional rather than be wider than the terminal', () => {
+    const columns = COLUMNS.map((column) => ({ ...column, optional: column.head === 'N' }));
+    const [head] = table(rows, columns, 40).split('\n');
+    expect(head).toMatch(/^ID +NOTE$/);
+    expect(table(rows, columns, 60).split('\n')[0]).toMatch(/^ID +NOTE +N$/);
+  });
+
   test('is whole and aligned where there is no terminal', () => {
     expect(table(rows, COLUMNS)).toBe(
       [

@@ -11,22 +11,28 @@ export interface Column<T> {
   flexible?: boolean;
   /** Never shortened: half an id is none. */
   whole?: boolean;
+  /** Left out where the terminal is too narrow for all, the last of these first. */
+  optional?: boolean;
   style?: (row: T) => Style | undefined;
 }
 
 const GAP = '  ';
 const NARROWEST = 6;
+/** What a column has at least, before an optional one takes room from it. */
+const READABLE = 10;
 
 /**
- * Lays rows out in columns. In a terminal no line is wider than it: flexible columns give way first, then the widest.
+ * Lays rows out in columns. In a terminal no line is wider than it: optional columns go where there is no room for all,
+ * flexible ones give way first, then the widest.
  * Elsewhere nothing is shortened and nothing is coloured.
  * @param terminal_columns undefined when the output is no terminal
  */
 export function table<T>(
   rows: readonly T[],
-  columns: readonly Column<T>[],
+  all_columns: readonly Column<T>[],
   terminal_columns?: number,
 ): string {
+  const columns = terminal_columns === undefined ? all_columns : fitting(rows, all_columns, terminal_columns);
   const cells = rows.map((row) => columns.map((column) => oneLine(column.cell(row))));
   const natural = columns.map((column, at) =>
     Math.max(widthOf(column.head), ...cells.map((line) => widthOf(line[at] ?? ''))),
@@ -50,6 +56,16 @@ export function table<T>(
   );
   const body = rows.map((row, at) => line(cells[at] ?? [], (column) => columns[column]?.style?.(row)));
   return [head, ...body].join('\n');
+}
+
+function fitting<T>(rows: readonly T[], columns: readonly Column<T>[], most: number): readonly Column<T>[] {
+  const least = columns.map((column) => {
+    const widest = Math.max(widthOf(column.head), ...rows.map((row) => widthOf(oneLine(column.cell(row)))));
+    return column.whole === true ? widest : Math.min(widest, READABLE);
+  });
+  const total = least.reduce((sum, width) => sum + width, GAP.length * (columns.length - 1));
+  const goes = columns.findLastIndex((column) => column.optional === true);
+  return total <= most || goes < 0 ? columns : fitting(rows, columns.toSpliced(goes, 1), most);
 }
 
 function shrink(natural: number[], columns: readonly Column<never>[], most: number): number[] {

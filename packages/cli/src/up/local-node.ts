@@ -44,7 +44,7 @@ export async function startLocalNode(
 
 /** The enrolment of an earlier start, if this control plane still knows it. */
 async function kept(client: Flotilla, state_dir: string): Promise<{ id: string; name: string } | undefined> {
-  const { forgetEnrolment, readCredential, statePaths } = await import('@flotilla/daemon');
+  const { forgetEnrolment, readCredential, statePaths } = await import('@flotilla/daemon/local');
   const credential = await readCredential(statePaths(state_dir));
   if (credential === null) return undefined;
   const { node_id, url } = credential;

@@ -17,7 +17,8 @@ const CRASH_LOOP_MS = 5_000;
  *
  *     running ──killed by a signal──▶ running (a new process)
  *        │ └────── exits by itself ──▶ ended (and says so: it had a reason)
- *        └──────── stop() ───────────▶ ended
+ *        ├──────── stop() ───────────▶ ended
+ *        └─── cannot be started ─────▶ ended (and says so)
  *
  * Whatever becomes of the parent, the child sees its channel close and ends.
  */
@@ -49,9 +50,15 @@ export class Part {
 
   start(): ChildProcess {
     const child = startSelf({ ...this.#options, args: this.#options.args(), part: true });
+    child.on('error', (error) => note(`The ${this.name} cannot be started: ${error.message}`));
+    if (child.pid === undefined) {
+      // There will be no `exit`. It must not be signalled either: its handle names no process, or any, or, with 0,
+      // the group of this one.
+      this.#ended.resolve();
+      return child;
+    }
     this.#child = child;
     this.#started_ms = performance.now();
-    child.on('error', (error) => note(`The ${this.name} cannot be started: ${error.message}`));
     child.on('exit', (code, signal) => void this.#exited(code, signal));
     return child;
   }
@@ -79,11 +86,14 @@ export class Part {
   }
 }
 
-/** The child's first message of a type; rejects when it ends before. */
+/** The child's first message of a type; rejects when it ends before, or has ended. */
 export async function message(child: ChildProcess, type: string): Promise<Record<string, unknown>> {
+  // What has come before is not told again: without a process id it was never started.
+  const { pid, exitCode, signalCode } = child;
+  if (pid === undefined || exitCode !== null || signalCode !== null) throw endedTooSoon();
   const left = new AbortController();
   const ended = once(child, 'exit', { signal: left.signal }).then(() => {
-    throw new Error('It ended before it was ready.');
+    throw endedTooSoon();
   });
   const heard = new Promise<Record<string, unknown>>((resolve) => {
     child.on('message', (value) => {
@@ -97,4 +107,8 @@ export async function message(child: ChildProcess, type: string): Promise<Record
     ended.catch(() => undefined);
     left.abort();
   }
+}
+
+function endedTooSoon(): Error {
+  return new Error('It ended before it was ready.');
 }

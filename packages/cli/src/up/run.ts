@@ -1,12 +1,14 @@
-import { mkdir } from 'node:fs/promises';
+import { randomBytes } from 'node:crypto';
 import { join } from 'node:path';
 import type { ControlConfig, RunningControl } from '@flotilla/control';
 import { Flotilla } from '@flotilla/sdk';
-import { dataDir } from '../data-dir.ts';
+import { dataDir, makeDataDir, secretKeyPath } from '../data-dir.ts';
+import { UsageError } from '../failure.ts';
 import { openLogFile } from '../log-file.ts';
 import { stopSignal } from '../process-end.ts';
 import { note, print } from '../terminal/output.ts';
 import { adminKey, type AdminKey } from './admin-key.ts';
+import { keptSecret } from './kept-secret.ts';
 import { type LocalNode, nodeStateDir, startLocalNode } from './local-node.ts';
 import type { Part } from './part.ts';
 import { Progress } from './progress.ts';
@@ -45,7 +47,7 @@ export async function runUp(flags: UpFlags): Promise<void> {
   try {
     progress.tell('Starting the control plane…');
     const data_dir = dataDir(flags.dataDir);
-    await mkdir(data_dir, { recursive: true, mode: 0o700 });
+    await makeDataDir(data_dir);
     const key = await adminKey(data_dir);
     const started = await startControl(flags, data_dir, key);
     control = started.control;
@@ -85,14 +87,28 @@ async function startControl(
   if (DATABASE_URL)
     note('DATABASE_URL is not used: `flotilla up` has the embedded store; `flotilla control` uses it.');
   const config = readControlConfig(environment, {
+    ...(await secretKey(data_dir)),
     port: flags.port,
     host: flags.host,
     public_url: flags.publicUrl,
     data_dir,
     admin_key: key.key,
   });
+  if (config.tls_cert !== undefined && config.public_url === undefined) {
+    throw new UsageError(
+      'With FLOTILLA_TLS_CERT, the node here needs the name that the certificate is for.',
+      'Give it with --public-url or FLOTILLA_PUBLIC_URL, like https://fleet.example:7400.',
+    );
+  }
   const log = openLog(config.log_level, openLogFile(join(data_dir, 'logs', 'control.log')));
   return { config, control: await runControl(config, { log }) };
+}
+
+/** What seals the keys of providers: the operator's own, or one that is made and kept here. */
+async function secretKey(data_dir: string): Promise<{ secret_key?: string }> {
+  if (process.env['FLOTILLA_SECRET_KEY']) return {};
+  const { secret } = await keptSecret(secretKeyPath(data_dir), () => randomBytes(32).toString('base64url'));
+  return { secret_key: secret };
 }
 
 async function startNode(
@@ -119,7 +135,8 @@ async function startNode(
 
 /** Whether the node will have a model server: one that it is told of, or one that is found. */
 async function hasBackend(data_dir: string): Promise<boolean> {
-  const { findBackends, loadConfig, statePaths } = await import('@flotilla/daemon');
+  const { findBackends, loadConfig } = await import('@flotilla/daemon');
+  const { statePaths } = await import('@flotilla/daemon/local');
   const config = await loadConfig(statePaths(nodeStateDir(data_dir)).config, { environment: process.env });
   if (config.backends.length > 0) return true;
   return config.find_backends && (await findBackends()).found.some(({ models }) => models.length > 0);

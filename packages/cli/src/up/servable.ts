@@ -13,6 +13,7 @@ const PREFERENCE = ['chat', 'completions', 'embeddings'] as const;
 
 /**
  * Waits until the node can serve a model.
+ * @param signal ends the waiting: its reason is thrown
  * @param isRunning whether its process is there; without it there is nothing to wait for
  * @param tell told why not yet, whenever that changes
  * @returns the model, or the last reason why there is none
@@ -36,7 +37,8 @@ export async function waitServable(
     if (now !== reason) tell(now);
     reason = now;
     if (performance.now() >= give_up_at) return reason;
-    await wait(LOOK_EVERY_MS, undefined, { signal });
+    // Aborted, it rejects with an error of its own; what the signal says is what the caller knows.
+    await wait(LOOK_EVERY_MS, undefined, { signal }).catch(() => signal.throwIfAborted());
   }
 }
 

@@ -44,10 +44,16 @@ function whereText({ config, control, key, node }: Started): string {
   // A key in a log would be known to all who read logs.
   const shown = process.stdout.isTTY && key.fresh ? `${key.path}  (${key.key})` : key.path;
   return `Flotilla is up.\n\n${facts([
-    ['Dashboard and API', control.url],
-    ['OpenAI base URL', `${control.url}/v1`],
+    ['API', control.url],
+    ['OpenAI base URL', `${config.public_url ?? control.url}/v1`],
     ['Admin key', shown],
     ['Data', config.data_dir],
+    [
+      'Store',
+      config.database_url === undefined
+        ? 'embedded: an acknowledged write survives the death of a process'
+        : 'PostgreSQL: an acknowledged write survives power loss',
+    ],
     ['Node', node && nodeText(node)],
   ])}`;
 }
@@ -65,7 +71,7 @@ function tryText({ control, key, node, servable }: Started): string {
         : '\n\nFor real answers start Ollama, llama.cpp, vLLM or LM Studio; the node finds them.';
     return `Try it:\n  ${curlFor(control.url, key.path, servable)}${hint}`;
   }
-  if (servable === undefined) return 'There is no node yet; the first one to join brings the models.';
+  if (servable === undefined) return 'No node runs on this machine: those that join bring the models.';
   return [
     `No model can be served yet: ${servable}`,
     '  flotilla nodes         says how it goes on',

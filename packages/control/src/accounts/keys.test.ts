@@ -47,7 +47,10 @@ describe('authentication', () => {
   test('a revocation counts before the next snapshot', () => {
     const { keys } = setup();
     keys.replace([keyRecord()]);
-    keys.revoked(keyRecord().id, 7);
+    keys.put(keyRecord({ revoked_at: 7 }));
+    expect(keys.authenticate(CREDENTIAL)).toEqual({ refused: 'revoked' });
+    // Read before it, taken over after it.
+    keys.replace([keyRecord()]);
     expect(keys.authenticate(CREDENTIAL)).toEqual({ refused: 'revoked' });
   });
 

@@ -19,8 +19,8 @@ export interface Keys {
   /** Newest first, revoked ones too. */
   list(): readonly KeyRecord[];
   find(id: string): KeyRecord | undefined;
-  /** Stops a key here and now; the store was told before, and the next snapshot says the same. */
-  revoked(id: string, at: number): void;
+  /** Takes over one key as the store has it now, before the next snapshot says the same. */
+  put(record: KeyRecord): void;
   /** Writes what was used since the last time; what cannot be written is kept for the next. */
   flush(): Promise<void>;
   close(): Promise<void>;
@@ -37,7 +37,7 @@ export function createKeys({ store, clock, log }: { store: Store; clock: Clock; 
   let failing = false;
   const flushing = repeat(clock, () => FLUSH_MS, flush);
 
-  return { authenticate, replace, list, find: (id) => by_id.get(id), revoked, flush, close };
+  return { authenticate, replace, list, find: (id) => by_id.get(id), put, flush, close };
 
   function authenticate(credential: string): Authentication {
     const principal = by_hash.get(hashCredential(credential));
@@ -52,22 +52,24 @@ export function createKeys({ store, clock, log }: { store: Store; clock: Clock; 
   }
 
   function replace(records: readonly KeyRecord[]): void {
+    const before = by_id;
     by_hash = new Map();
     by_id = new Map();
     for (const record of records) {
-      const key = { ...record, last_used_at: used.get(record.id) ?? record.last_used_at };
-      by_id.set(key.id, key);
-      by_hash.set(key.hash, principalOf(key));
+      // A reading that began before a revocation does not undo it.
+      const revoked_at = record.revoked_at ?? before.get(record.id)?.revoked_at ?? null;
+      put({ ...record, revoked_at });
     }
+  }
+
+  function put(record: KeyRecord): void {
+    const key = { ...record, last_used_at: used.get(record.id) ?? record.last_used_at };
+    by_id.set(key.id, key);
+    by_hash.set(key.hash, principalOf(key));
   }
 
   function list(): readonly KeyRecord[] {
     return [...by_id.values()].sort((a, b) => (a.id < b.id ? 1 : -1));
-  }
-
-  function revoked(id: string, at: number): void {
-    const key = by_id.get(id);
-    if (key !== undefined) key.revoked_at ??= at;
   }
 
   async function flush(): Promise<void> {
@@ -146,6 +148,8 @@ function bootstrapKey(hash: string, clock: Clock, random: Random): KeyRecord {
     node_labels: {},
     requests_per_minute: null,
     concurrency: null,
+    tokens_per_minute: null,
+    token_budget: null,
     created_at: now,
     expires_at: null,
     last_used_at: null,

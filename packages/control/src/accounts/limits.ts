@@ -1,86 +1,272 @@
-import { type Bucket, type Clock, newBucket, takeToken } from '@flotilla/core';
-import { FlotillaError } from '@flotilla/protocol';
-import type { Admission, Principal } from './principal.ts';
+import {
+  type BudgetWindow,
+  type BudgetWindows,
+  budgetLeft,
+  type Clock,
+  dropReservation,
+  estimateRequest,
+  giveTokens,
+  type KeyRecord,
+  type KeySpending,
+  learnUsage,
+  newBucket,
+  newBudgetWindows,
+  newTokenEstimator,
+  periodEnd,
+  type RequestSize,
+  reserveBudget,
+  rollWindows,
+  spend,
+  takeTokens,
+  type TokenEstimator,
+  waitFor,
+} from '@flotilla/core';
+import { FlotillaError, type LimitsView, type TokenBudget, type TokenUsage } from '@flotilla/protocol';
+import type { Admission } from './admission.ts';
+import { type Rate, rateHeaders, rateLeft } from './rate-headers.ts';
 
 /**
- * The limits of each key on this replica: requests per minute (a bucket that holds a minute's worth) and requests at
- * once. All in memory; a restart fills the buckets.
+ * The limits of each key on this replica: requests and tokens per minute (buckets that hold a minute's worth), requests
+ * at once, and a budget of tokens per period. All in memory: a request asks no store.
+ *
+ *     usage rows ──at start──▶ spent ◀──settle── reserved ◀──admit
+ *
+ * What a key has spent is the sum of its usage rows, so a crash loses what was reserved and nothing else; it also fills
+ * the buckets. It is kept for keys without a budget too: one that is given later counts what was before it.
  */
 export interface Limits {
-  /** @throws FlotillaError `rate_limited`, which takes nothing from the key */
-  admit(principal: Principal): Admission;
+  /** @throws FlotillaError `rate_limited` or `insufficient_credit`, which take nothing from the key */
+  admit(key: KeyRecord, size: RequestSize): Admission;
+  /** `x-ratelimit-*` as they stand, for answers that take nothing. */
+  headers(key: KeyRecord): Record<string, string>;
+  left(key: KeyRecord): LimitsView;
+  /** Counts work whose admission a restart has lost. */
+  settled(key: string, usage: TokenUsage, created_at: number): void;
 }
 
 interface Account {
   in_flight: number;
-  bucket: Bucket | null;
-  per_minute: number | null;
+  requests: Rate | null;
+  tokens: Rate | null;
+  readonly estimator: TokenEstimator;
+  readonly windows: BudgetWindows;
 }
 
 /** How soon another request may be done: nobody can know, so that a client does not ask in a tight loop. */
-const CONCURRENCY_RETRY_MS = 1000;
-const NO_HEADERS = {};
+const OTHERS_RETRY_MS = 1000;
 
-export function createLimits(clock: Clock): Limits {
+/** @param spending read from the store after the last process's last write, and before the first request */
+export function createLimits(clock: Clock, spending: readonly KeySpending[] = []): Limits {
   // One entry a key that ever asked: as many as there are keys.
   const accounts = new Map<string, Account>();
+  for (const { key, ...spent } of spending) accounts.set(key, newAccount(spent));
 
   return {
-    admit({ key }) {
-      const account = accountOf(key.id, key.requests_per_minute);
-      refuseAtOnce(account, key.concurrency);
-      const headers = takeOne(account);
-      account.in_flight += 1;
-      let held = true;
-      return {
-        headers,
-        release() {
-          if (held) account.in_flight -= 1;
-          held = false;
-        },
-      };
+    admit,
+    headers: (key) => headersOf(accountOf(key)),
+    left,
+    settled(key, usage, created_at) {
+      count(accounts.get(key) ?? addAccount(key), usage, created_at);
     },
   };
 
-  function accountOf(id: string, per_minute: number | null): Account {
-    let account = accounts.get(id);
-    if (account === undefined) {
-      account = { in_flight: 0, bucket: null, per_minute: null };
-      accounts.set(id, account);
-    }
-    if (account.per_minute !== per_minute) {
-      account.per_minute = per_minute;
-      account.bucket = per_minute === null ? null : newBucket(per_minute, clock.now_ms());
-    }
+  function admit(key: KeyRecord, size: RequestSize): Admission {
+    const account = accountOf(key);
+    const { requests, tokens } = account;
+    const now_ms = clock.now_ms();
+    const estimate = estimateRequest(account.estimator, size);
+    // A request of more than a minute's worth waits for a whole minute's, not for ever.
+    const taken = tokens === null ? 0 : Math.min(estimate, tokens.per_minute);
+    refuseAtOnce(account, key);
+    refuseRate(account, requests, 1, 'requests');
+    refuseRate(account, tokens, taken, 'tokens');
+    const window = reserve(account, key.token_budget, estimate);
+    if (requests !== null) takeTokens(requests.bucket, requests.per_minute, 1, now_ms);
+    if (tokens !== null) takeTokens(tokens.bucket, tokens.per_minute, taken, now_ms);
+    account.in_flight += 1;
+
+    let state: 'open' | 'settled' | 'over' = 'open';
+    let in_place = true;
+    let settled: { cost: TokenUsage; created_at: number } | null = null;
+    const put = (cost: number) => {
+      if (window !== null) dropReservation(window, estimate);
+      // A rate that was changed meanwhile has begun anew.
+      if (tokens !== null) giveTokens(tokens.bucket, tokens.per_minute, taken - cost, clock.now_ms());
+    };
+    return {
+      headers: headersOf(account),
+      release() {
+        if (in_place) account.in_flight -= 1;
+        in_place = false;
+      },
+      undo() {
+        if (state === 'open') {
+          state = 'over';
+          put(0);
+          if (requests !== null) giveTokens(requests.bucket, requests.per_minute, 1, clock.now_ms());
+        }
+        return headersOf(account);
+      },
+      settle(usage, created_at) {
+        if (state !== 'open') return;
+        state = 'settled';
+        settled = { cost: usage, created_at };
+        put(costOf(usage));
+        count(account, usage, created_at);
+        learnUsage(account.estimator, size, usage);
+      },
+      forget() {
+        if (state !== 'settled' || settled === null) return;
+        state = 'over';
+        spend(account.windows, -costOf(settled.cost), settled.created_at);
+      },
+    };
+  }
+
+  function count(account: Account, usage: TokenUsage, created_at: number): void {
+    rollWindows(account.windows, clock.wall_ms());
+    spend(account.windows, costOf(usage), created_at);
+  }
+
+  function accountOf(key: KeyRecord): Account {
+    const account = accounts.get(key.id) ?? addAccount(key.id);
+    account.requests = rateOf(account.requests, key.requests_per_minute);
+    account.tokens = rateOf(account.tokens, key.tokens_per_minute);
+    rollWindows(account.windows, clock.wall_ms());
     return account;
   }
 
-  function refuseAtOnce(account: Account, concurrency: number | null): void {
+  function addAccount(key: string): Account {
+    const account = newAccount();
+    accounts.set(key, account);
+    return account;
+  }
+
+  function newAccount(spent: Partial<KeySpending> = {}): Account {
+    return {
+      in_flight: 0,
+      requests: null,
+      tokens: null,
+      estimator: newTokenEstimator(),
+      windows: newBudgetWindows(clock.wall_ms(), spent),
+    };
+  }
+
+  /** A limit that was changed counts at once, with a full bucket. */
+  function rateOf(rate: Rate | null, per_minute: number | null): Rate | null {
+    if (per_minute === null) return null;
+    if (rate?.per_minute === per_minute) return rate;
+    return { bucket: newBucket(per_minute, clock.now_ms()), per_minute };
+  }
+
+  function refuseAtOnce(account: Account, { concurrency }: KeyRecord): void {
     if (concurrency === null || account.in_flight < concurrency) return;
     throw new FlotillaError(
       'rate_limited',
       `This key may have ${concurrency} requests under way, and has them.`,
-      { retry_after_ms: CONCURRENCY_RETRY_MS },
+      { retry_after_ms: OTHERS_RETRY_MS, headers: headersOf(account) },
     );
   }
 
-  function takeOne({ bucket, per_minute }: Account): Record<string, string> {
-    if (bucket === null || per_minute === null) return NO_HEADERS;
-    const wait_ms = takeToken(bucket, per_minute, clock.now_ms());
-    if (wait_ms === 0) return rateHeaders(bucket, per_minute);
-    throw new FlotillaError('rate_limited', `This key may send ${per_minute} requests a minute, and has.`, {
+  function refuseRate(
+    account: Account,
+    rate: Rate | null,
+    amount: number,
+    what: 'requests' | 'tokens',
+  ): void {
+    if (rate === null) return;
+    const wait_ms = waitFor(rate.bucket, rate.per_minute, amount, clock.now_ms());
+    if (wait_ms === 0) return;
+    const message =
+      what === 'requests'
+        ? `This key may send ${rate.per_minute} requests a minute, and has.`
+        : `This key may use ${rate.per_minute} tokens a minute; this request may take ${amount}, which are not there yet.`;
+    throw new FlotillaError('rate_limited', message, {
       retry_after_ms: wait_ms,
-      headers: rateHeaders(bucket, per_minute),
+      headers: headersOf(account),
     });
+  }
+
+  /** @returns where it is reserved, or null where there is no budget */
+  function reserve(account: Account, budget: TokenBudget | null, estimate: number): BudgetWindow | null {
+    if (budget === null) return null;
+    const window = account.windows[budget.period];
+    switch (reserveBudget(window, budget.tokens, estimate)) {
+      case 'reserved':
+        return window;
+      case 'held':
+        throw new FlotillaError(
+          'rate_limited',
+          `This request may cost ${estimate} tokens, and what is left of this key's budget is held by its requests ` +
+            'under way. A smaller `max_tokens` reserves less.',
+          { retry_after_ms: OTHERS_RETRY_MS, headers: headersOf(account) },
+        );
+      case 'exhausted':
+        throw exhausted(window, budget, headersOf(account));
+    }
+  }
+
+  function headersOf(account: Account): Record<string, string> {
+    const now_ms = clock.now_ms();
+    return {
+      ...rateHeaders('requests', account.requests, now_ms),
+      ...rateHeaders('tokens', account.tokens, now_ms),
+    };
+  }
+
+  function left(key: KeyRecord): LimitsView {
+    const account = accountOf(key);
+    const now_ms = clock.now_ms();
+    const { concurrency, token_budget } = key;
+    return {
+      key: key.id,
+      requests: account.requests === null ? null : rateLeft(account.requests, now_ms),
+      tokens: account.tokens === null ? null : rateLeft(account.tokens, now_ms),
+      concurrency: concurrency === null ? null : { limit: concurrency, in_use: account.in_flight },
+      budget: token_budget === null ? null : budgetView(account.windows[token_budget.period], token_budget),
+    };
   }
 }
 
-/** OpenAI's names; `reset` is when the whole allowance is there again, as a duration such as `1.5s`. */
-function rateHeaders(bucket: Bucket, per_minute: number): Record<string, string> {
-  const reset_ms = Math.ceil(((per_minute - bucket.tokens) * 60_000) / per_minute);
+function costOf({ prompt_tokens, completion_tokens }: TokenUsage): number {
+  return prompt_tokens + completion_tokens;
+}
+
+function budgetView(window: BudgetWindow, budget: TokenBudget): LimitsView['budget'] {
   return {
-    'x-ratelimit-limit-requests': String(per_minute),
-    'x-ratelimit-remaining-requests': String(Math.floor(bucket.tokens)),
-    'x-ratelimit-reset-requests': reset_ms < 1000 ? `${reset_ms}ms` : `${reset_ms / 1000}s`,
+    ...budget,
+    used: window.spent,
+    reserved: window.reserved,
+    remaining: budgetLeft(window, budget),
+    period_started_at: budget.period === 'total' ? null : isoTime(window.start),
+    renews_at: renewal(window, budget),
   };
+}
+
+function exhausted(
+  window: BudgetWindow,
+  budget: TokenBudget,
+  headers: Record<string, string>,
+): FlotillaError {
+  const { tokens, period } = budget;
+  const renews_at = renewal(window, budget);
+  const until =
+    renews_at === null
+      ? 'It does not renew: an administrator can raise it (flotilla keys update --token-budget).'
+      : `It renews at ${renews_at}; an administrator can raise it before that.`;
+  const what = period === 'total' ? `${tokens} tokens` : `${tokens} tokens a ${period}`;
+  return new FlotillaError(
+    'insufficient_credit',
+    `This key's budget of ${what} is used up (${window.spent} used). ${until}`,
+    { headers, more: { budget: { tokens, period, used: window.spent, renews_at } } },
+  );
+}
+
+function renewal(window: BudgetWindow, { period }: TokenBudget): string | null {
+  const end = periodEnd(period, window.start);
+  return end === null ? null : isoTime(end);
+}
+
+function isoTime(at: number): string {
+  return new Date(at).toISOString();
 }

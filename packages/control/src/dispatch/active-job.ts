@@ -1,11 +1,21 @@
-import type { AttemptRecord, JobKernel, PlacementRequest, Timer, Waiting } from '@flotilla/core';
+import type {
+  AttemptRecord,
+  JobKernel,
+  PlacementRequest,
+  ResultOutcome,
+  Timer,
+  Waiting,
+} from '@flotilla/core';
 import type { ErrorCode, Operation, TerminalJobState } from '@flotilla/protocol';
 import type { Attempt, AttemptResult } from './attempt.ts';
+import type { RuledEnd } from './grants.ts';
 
 /** What is asked of the fleet, as the gateway hands it in. */
 export interface JobRequest {
   readonly id: string;
   readonly request_id: string;
+  /** Of its attempts: the store, where it is detached. Absent: the replica that has its client. */
+  readonly owner?: string;
   /** The key that pays and waits in line; its id. */
   readonly key: string;
   readonly model: string;
@@ -18,12 +28,15 @@ export interface JobRequest {
   readonly session: string | null;
   readonly affinity: string | null;
   readonly priority: number;
+  /** The client's trace, which goes on at the backend; null: it sent none. */
+  readonly traceparent: string | null;
 }
 
-/** An open attached job on the replica that holds its client. */
+/** An open job in the memory of this replica: an attached one from its client on, a detached one from its claim on. */
 export interface ActiveJob extends Waiting {
   readonly request: JobRequest;
   readonly sink: JobSink;
+  readonly owner: JobOwner;
   kernel: JobKernel;
   placement: PlacementRequest;
   lane: string;
@@ -42,6 +55,18 @@ export interface ActiveJob extends Waiting {
   retry_timer: Timer | null;
   /** A row of it is in the store already. */
   recorded: boolean;
+}
+
+/** Who answers for a job: what its rules say of the job itself, and not of the node that has it, is carried out here. */
+export interface JobOwner {
+  /** It has no attempt any more, and may be given away again at its kernel's `not_before_ms`. */
+  requeue(job: ActiveJob): void;
+  finish(job: ActiveJob, end: RuledEnd): void;
+  deadlineMoved(job: ActiveJob): void;
+  /** This node has failed the job, or lost it. */
+  failedBy(job: ActiveJob, node: string): void;
+  /** Answers the node's result, which ends its replay: at once, or when what it says is committed. */
+  acknowledge(attempt: Attempt, outcome: ResultOutcome): void;
 }
 
 /**

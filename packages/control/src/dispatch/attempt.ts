@@ -1,5 +1,6 @@
 import type { AttemptRecord, Fence, Timer } from '@flotilla/core';
 import type { TokenUsage } from '@flotilla/protocol';
+import { withModel } from '../gateway/inference-request.ts';
 import type { FleetNode, ModelSpot } from '../fleet/node.ts';
 import type { ActiveJob } from './active-job.ts';
 
@@ -16,6 +17,8 @@ export interface Attempt {
   readonly number: number;
   readonly node: FleetNode;
   readonly spot: ModelSpot;
+  /** The request as this place reads it: under the model's name there. */
+  readonly body: Uint8Array;
   /** Of the connection the attempt is on now. */
   epoch: number;
   /** Its stream on that connection; 0: none, the link is away. */
@@ -31,16 +34,22 @@ export interface Attempt {
   credited: number;
   /** The body's length, once its end has come. */
   ended: { length: number; complete: boolean } | null;
+  /** Its result is here and not answered yet: the node holds it until then, without a slot. */
+  unanswered: boolean;
+  /** The node broke the link's rules for it: nothing more of its output is taken. */
+  broken: boolean;
   readonly story: AttemptRecord;
 }
 
 export function newAttempt(job: ActiveJob, number: number, spot: ModelSpot, offered_at: number): Attempt {
-  const { node, backend } = spot;
+  const { node, backend, model } = spot;
+  const { request } = job;
   return {
     job,
     number,
     node,
     spot,
+    body: model === request.model ? request.body : withModel(request.body, model),
     epoch: node.epoch,
     stream: 0,
     phase: 'offered',
@@ -49,10 +58,13 @@ export function newAttempt(job: ActiveJob, number: number, spot: ModelSpot, offe
     received: 0,
     credited: 0,
     ended: null,
+    unanswered: false,
+    broken: false,
     story: {
       attempt: number,
-      node: node.id,
-      backend,
+      node: node.is_provider ? null : node.id,
+      provider: node.is_provider ? node.id : null,
+      backend: node.is_provider ? null : backend,
       epoch: node.epoch,
       outcome: 'open',
       code: null,

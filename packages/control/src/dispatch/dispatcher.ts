@@ -1,39 +1,42 @@
 import {
   type Clock,
+  type FairShare,
+  REFUSAL_TEXT,
   type JobEvent,
   type JobPolicy,
   type JobRecord,
   type Lanes,
   type Log,
   type Random,
+  type Refusal,
   type ResultOutcome,
   isOpen,
+  heldSlot,
   newFairShare,
   newJob,
   orderKey,
   refund,
-  refusal,
-  release,
-  reserve,
   retryDelay,
-  stepJob,
+  servedElsewhereInOrder,
 } from '@flotilla/core';
-import { FlotillaError, type TerminalJobState } from '@flotilla/protocol';
+import { FlotillaError, type InventoryItem } from '@flotilla/protocol';
 import type { Link } from '../fleet/link.ts';
-import { type FleetNode, type ModelSpot, dropAttempt, holdAttempt } from '../fleet/node.ts';
-import type { Roster } from '../fleet/roster.ts';
-import type { ActiveJob, JobRequest, JobSink } from './active-job.ts';
-import { type Attempt, type AttemptResult, fenceOf, newAttempt } from './attempt.ts';
+import type { FleetNode } from '../fleet/node.ts';
+import type { ActiveJob, JobOwner, JobRequest, JobSink } from './active-job.ts';
+import { type Attempt, type AttemptResult, fenceOf } from './attempt.ts';
+import { type Grants, type RuledEnd, createGrants } from './grants.ts';
 import { jobRecord } from './job-record.ts';
+import type { Places } from './places.ts';
 import { newServiceRate } from './service-rate.ts';
 import { createWaitingRoom } from './waiting-room.ts';
 
 /**
  * The scheduler of attached work on this replica: jobs wait in lanes, get a slot, are offered, and end exactly once.
- * Every decision is `stepJob`'s or `place`'s of core; this file carries out their effects.
+ * Every decision is `stepJob`'s or `place`'s of core; grants.ts carries out what concerns the node, this file owns the
+ * jobs: where they wait, when they are given away, how their ends reach the client.
  *
- * States of a job: see core/job.ts. Moved here by the gateway (submit, cancel, handed), by node messages (results.ts),
- * by the roster (capacity, loss: `pump`, `lose`) and by timers (offer unanswered, back-off, deadlines).
+ * States of a job: see core/job.ts. Moved here by the gateway (submit, cancel, handed), by what nodes say
+ * (node-messages.ts), by their comings and goings (fleet/connection.ts: `pump`, `recheck`, losses) and by timers (offer unanswered, back-off, deadlines).
  * On a crash of the process all of it is gone with the clients' connections; rows of jobs that were open for a second
  * are ended by whoever starts next.
  */
@@ -42,7 +45,7 @@ export interface DispatcherDeps {
   random: Random;
   log: Log;
   replica: string;
-  roster: Roster;
+  places: Places;
   settings: DispatchSettings;
   metrics: DispatchMetrics;
   /** A job has been open for a second: its row is due. */
@@ -62,16 +65,43 @@ interface DispatchMetrics {
   queueWaited(model: string, ms: number): void;
 }
 
-/** An offer that is not answered for this long, beyond what the link's own delay explains, is withdrawn. */
-const OFFER_ANSWER_MS = 1000;
 /** An attached job that is open for this long gets a row. */
 const RECORD_AFTER_MS = 1000;
 const MAX_ATTEMPTS = 3;
 const NO_CAPACITY_RETRY_MS = 5000;
-/** Of what a node has failed, this much later half is forgotten. */
-const FAILURE_HALF_LIFE_MS = 60_000;
+
+/** Detached work, as far as it competes with attached work for slots or comes back with a node. */
+interface StoresWork {
+  /** A slot of the node goes to detached work if that comes before this order key; null: nobody else wants it. */
+  takeBefore(node: FleetNode, order_key: number | null): boolean;
+  /** Where its line for the model stands (`orderKey`); undefined: nothing waits, as far as is known. */
+  headOf(model: string): number | undefined;
+  /** The process that has the attempt is not linked any more, and may work on it for so long. */
+  orphan(attempt: Attempt, lease_left_ms: number): void;
+  /** Nothing is to be given away that a silent node holds; or it may be again. */
+  holdBack(held: boolean): void;
+  /** Places may be free. */
+  wake(): void;
+  /** The node came back with these, which are the store's and not known here. */
+  ask(node: FleetNode, link: Link, items: readonly InventoryItem[]): void;
+}
+
+const NO_STORES_WORK: StoresWork = {
+  takeBefore: () => false,
+  headOf: () => undefined,
+  orphan() {},
+  holdBack() {},
+  wake() {},
+  ask() {},
+};
 
 export interface Dispatcher {
+  readonly grants: Grants;
+  /** Attached and detached jobs stand in one line. */
+  readonly share: FairShare;
+  /** Where the line for the model stands, of attached and detached work. */
+  headOf(model: string): number | undefined;
+  stores: StoresWork;
   readonly jobs: Map<string, ActiveJob>;
   readonly lanes: Lanes<ActiveJob>;
   readonly deps: DispatcherDeps;
@@ -95,9 +125,9 @@ export interface Dispatcher {
 }
 
 export function createDispatcher(deps: DispatcherDeps): Dispatcher {
-  const { clock, random, settings, roster } = deps;
+  const { clock, random, settings, places } = deps;
   const jobs = new Map<string, ActiveJob>();
-  const room = createWaitingRoom(roster, random, settings.queue_bound);
+  const room = createWaitingRoom(places, random, settings.queue_bound);
   const share = newFairShare();
   const rate = newServiceRate();
   let rechecking = false;
@@ -109,21 +139,38 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
     run_timeout_ms: settings.run_timeout_ms,
   };
 
+  const grants = createGrants({ clock, settings, metrics: deps.metrics, freed: pump });
+  const attached: JobOwner = {
+    requeue(job) {
+      job.sink.discard();
+      backOffThenEnqueue(job);
+    },
+    finish,
+    deadlineMoved: armDeadline,
+    failedBy: avoid,
+    acknowledge(attempt, outcome) {
+      const { node, job, number } = attempt;
+      node.link?.send({ type: 'result.ack', job: job.id, attempt: number, outcome });
+    },
+  };
+
   const dispatcher: Dispatcher = {
+    grants,
+    share,
+    headOf,
+    stores: NO_STORES_WORK,
     jobs,
     lanes: room.lanes,
     deps,
     submit,
-    cancel: (job, message, code = 'cancelled') => void step(job, { type: 'cancel', message, code }),
+    cancel: (job, message, code = 'cancelled') => void grants.step(job, { type: 'cancel', message, code }),
     handed(job) {
-      if (job.current !== null) step(job, { type: 'handed', fence: fenceOf(job.current) });
+      if (job.current !== null) grants.step(job, { type: 'handed', fence: fenceOf(job.current) });
     },
-    credit,
-    feed: (attempt, event, result) => step(attempt.job, event, result),
-    settleSlot,
-    settleUnknown(node, job, attempt) {
-      if (release(node.ledger, job, attempt) !== undefined) pump(node);
-    },
+    credit: (attempt, offset) => grants.credit(attempt, offset),
+    feed: (attempt, event, result) => grants.step(attempt.job, event, result),
+    settleSlot: (attempt) => grants.settleSlot(attempt),
+    settleUnknown: (node, job, attempt) => grants.settleUnknown(node, job, attempt),
     pump,
     recheck,
   };
@@ -131,17 +178,17 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
 
   function submit(request: JobRequest, sink: JobSink): ActiveJob {
     const now_ms = clock.now_ms();
-    if (roster.spots(request.model).length === 0) throw modelNotFound(request.model);
+    if (!places.known(request.model)) throw modelNotFound(request.model);
     const job = newActiveJob(request, sink, now_ms);
     const placement = room.place(job);
     if (placement.kind === 'nobody') {
       refund(share, request.key);
-      throw nobody(request.model, placement.refusals);
+      throw nobody(request, placement.refusals);
     }
     jobs.set(job.id, job);
     if (placement.kind === 'placed') {
       refund(share, request.key);
-      offer(job, placement.spot as ModelSpot);
+      grants.offer(job, placement.spot);
     } else if (!room.enter(job, false)) {
       jobs.delete(job.id);
       refund(share, request.key);
@@ -157,12 +204,21 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
     return {
       id: request.id,
       capability: model,
-      lane: laneKey(request, []),
-      order_key: orderKey(share, request.key, request.priority, clock.wall_ms()),
+      lane: laneKey(request, new Set(), new Set()),
+      order_key: orderKey(share, request.key, request.priority, clock.wall_ms(), headOf(model)),
       request,
       sink,
-      kernel: newJob(policy, now_ms),
-      placement: { model, operation, labels, pin: null, avoid: new Set(), affinity: request.affinity },
+      owner: attached,
+      kernel: newJob(policyOf(model), now_ms),
+      placement: {
+        model,
+        operation,
+        labels,
+        pin: null,
+        avoid: new Set(),
+        refused_by: new Set(),
+        affinity: request.affinity,
+      },
       current: null,
       last: null,
       stories: [],
@@ -177,103 +233,22 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
     };
   }
 
-  /** Feeds the rules and carries out what they say. */
-  function step(
-    job: ActiveJob,
-    event: JobEvent,
-    result: AttemptResult | null = null,
-  ): ResultOutcome | undefined {
-    const before = job.kernel;
-    const { job: kernel, effects } = stepJob(before, event, clock.now_ms());
-    job.kernel = kernel;
-    let outcome: ResultOutcome | undefined;
-    for (const effect of effects) {
-      switch (effect.type) {
-        case 'answer':
-          outcome = effect.outcome;
-          break;
-        case 'tell':
-          tell(job, effect.message, effect.reason);
-          break;
-        case 'attempt_ended':
-          closeAttempt(job, effect.outcome, effect.message);
-          break;
-        case 'enqueue':
-          requeue(job);
-          break;
-        case 'finished':
-          finish(job, effect.state, effect.code, effect.message, result);
-          break;
-      }
-    }
-    if (kernel.state === 'running' && before.state !== 'running') armDeadline(job);
-    return outcome;
+  function headOf(model: string): number | undefined {
+    const heads = [room.headOf(model), dispatcher.stores.headOf(model)].filter((head) => head !== undefined);
+    return heads.length === 0 ? undefined : Math.min(...heads);
   }
 
-  function offer(job: ActiveJob, spot: ModelSpot): void {
-    const { node } = spot;
-    const now_ms = clock.now_ms();
-    step(job, { type: 'offer', node: node.id, epoch: node.epoch });
-    const number = job.kernel.attempt;
-    reserve(node.ledger, spot.slots.id, job.id, number);
-    job.offered_ms ??= now_ms;
-    const attempt = newAttempt(job, number, spot, clock.wall_ms());
-    job.current = attempt;
-    holdAttempt(node, attempt);
-    const link = node.link!;
-    awaitAnswer(attempt, link);
-    link.offer(attempt, {
-      run_ms: settings.run_timeout_ms,
-      first_byte_ms: settings.first_byte_timeout_ms,
-      idle_ms: settings.idle_timeout_ms,
-    });
-  }
-
-  /** A node that is silent for as long as an answer takes has not got the offer; one that is busy sending has. */
-  function awaitAnswer(attempt: Attempt, link: Link): void {
-    const { heard } = link;
-    const decide = () => {
-      if (link.heard !== heard) awaitAnswer(attempt, link);
-      else step(attempt.job, { type: 'withdraw', fence: fenceOf(attempt) });
-    };
-    // A replica that stood still finds its timers due before it has read a socket, so that comes first.
-    attempt.answer_timer = clock.after(OFFER_ANSWER_MS + 2 * link.rtt_ms, () => {
-      attempt.answer_timer = clock.after(0, decide);
-    });
-  }
-
-  function closeAttempt(job: ActiveJob, outcome: string, message: string | null): void {
-    const attempt = job.current!;
-    job.current = null;
-    job.last = attempt;
-    attempt.phase = 'over';
-    attempt.answer_timer?.cancel();
-    attempt.story.outcome = outcome;
-    attempt.story.code = outcome === 'succeeded' ? null : outcome;
-    attempt.story.message = message;
-    attempt.story.ended_at = clock.wall_ms();
-    job.stories.push(attempt.story);
-    deps.metrics.attemptEnded(outcome);
-    const { node } = attempt;
-    if (outcome === 'succeeded') node.failures /= 2;
-    else if (outcome !== 'cancelled') {
-      const age_ms = clock.now_ms() - node.failures_at_ms;
-      node.failures = node.failures * 2 ** (-age_ms / FAILURE_HALF_LIFE_MS) + 1;
-      node.failures_at_ms = clock.now_ms();
-      avoid(job, node.id);
-    }
+  /** Each target of a route may fail it once before the last one begins to use up its attempts. */
+  function policyOf(model: string): JobPolicy {
+    const more = places.tiers(model).length - 1;
+    return more > 0 ? { ...policy, max_attempts: policy.max_attempts + more } : policy;
   }
 
   /** Once a node has failed a job, its lane is that of jobs which that node has failed. */
   function avoid(job: ActiveJob, node: string): void {
     const avoided = new Set(job.placement.avoid).add(node);
     job.placement = { ...job.placement, avoid: avoided };
-    job.lane = laneKey(job.request, [...avoided].sort());
-  }
-
-  function requeue(job: ActiveJob): void {
-    job.sink.discard();
-    backOffThenEnqueue(job);
+    job.lane = laneKey(job.request, avoided, job.placement.refused_by);
   }
 
   /** A timer may fire a moment early, and the rules take no offer before its time. */
@@ -286,26 +261,12 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
   function enqueue(job: ActiveJob): void {
     job.retry_timer = null;
     const placement = room.place(job);
-    if (placement.kind === 'placed') return offer(job, placement.spot as ModelSpot);
-    if (placement.kind === 'nobody') return failNobody(job);
+    if (placement.kind === 'placed') return grants.offer(job, placement.spot);
+    if (placement.kind === 'nobody') return failNobody(job, placement.refusals);
     room.enter(job, true);
   }
 
-  function tell(job: ActiveJob, message: 'cancel' | 'abandon', reason: string): void {
-    const attempt = job.current!;
-    const fence = { job: job.id, attempt: attempt.number };
-    attempt.node.link?.send(
-      message === 'cancel' ? { type: 'job.cancel', ...fence } : { type: 'job.abandon', ...fence, reason },
-    );
-  }
-
-  function finish(
-    job: ActiveJob,
-    state: TerminalJobState,
-    code: FlotillaError['code'] | null,
-    message: string | null,
-    result: AttemptResult | null,
-  ): void {
+  function finish(job: ActiveJob, { state, code, message, result }: RuledEnd): void {
     room.leave(job);
     job.deadline_timer?.cancel();
     job.record_timer?.cancel();
@@ -313,7 +274,9 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
     jobs.delete(job.id);
     if (job.offered_ms !== null) {
       deps.metrics.queueWaited(job.request.model, job.offered_ms - job.created_ms);
-      if (state === 'succeeded') rate.held(job.request.model, clock.now_ms() - job.offered_ms);
+      const held_ms = clock.now_ms() - job.offered_ms;
+      heldSlot(share, job.request.key, held_ms);
+      if (state === 'succeeded') rate.held(job.request.model, held_ms);
     }
     job.sink.finished({
       state,
@@ -325,38 +288,30 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
     });
   }
 
-  function credit(attempt: Attempt, offset: number): void {
-    if (attempt.phase === 'over' || offset <= attempt.credited) return;
-    attempt.credited = offset;
-    if (attempt.stream !== 0) attempt.node.link?.credit(attempt.stream, offset);
-  }
-
-  function settleSlot(attempt: Attempt): void {
-    const { node, job } = attempt;
-    if (!dropAttempt(node, attempt)) return;
-    // Nobody holds it any more: it must not stay the attempt that counts.
-    if (job.current === attempt) step(job, { type: 'node_lost', fence: fenceOf(attempt), retry_delay_ms: 0 });
-    node.link?.closeStream(attempt);
-    if (release(node.ledger, attempt.job.id, attempt.number) !== undefined) pump(node);
-  }
-
   function pump(node: FleetNode): void {
-    for (let next = room.takeFor(node); next !== null; next = room.takeFor(node)) offer(next.job, next.spot);
+    for (;;) {
+      const next = room.firstFor(node);
+      if (dispatcher.stores.takeBefore(node, next?.job.order_key ?? null)) continue;
+      if (next === null) return;
+      room.leave(next.job);
+      grants.offer(next.job, next.spot);
+    }
   }
 
   /** However many nodes changed in one turn of the event loop, those who wait are looked at once. */
   function recheck(): void {
+    dispatcher.stores.wake();
     if (rechecking || room.lanes.count === 0) return;
     rechecking = true;
     clock.after(0, () => {
       rechecking = false;
-      for (let next = room.takeAny(); next !== null; next = room.takeAny()) offer(next.job, next.spot);
-      for (const job of room.hopeless()) failNobody(job);
+      for (let next = room.takeAny(); next !== null; next = room.takeAny()) grants.offer(next.job, next.spot);
+      for (const { jobs, refusals } of room.hopeless()) for (const job of jobs) failNobody(job, refusals);
     });
   }
 
-  function failNobody(job: ActiveJob): void {
-    step(job, { type: 'no_capacity', message: `No node can serve ${job.request.model} now.` });
+  function failNobody(job: ActiveJob, refusals: Refusal[]): void {
+    grants.step(job, { type: 'no_capacity', message: noCapacity(job.request.model, refusals) });
   }
 
   function armDeadline(job: ActiveJob): void {
@@ -364,7 +319,7 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
     const { deadline_ms } = job.kernel;
     if (deadline_ms === null || !isOpen(job.kernel)) return;
     job.deadline_timer = clock.after(Math.max(0, deadline_ms - clock.now_ms()), () => {
-      step(job, { type: 'deadline' });
+      grants.step(job, { type: 'deadline' });
       if (isOpen(job.kernel)) armDeadline(job);
     });
   }
@@ -375,7 +330,10 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
   }
 
   function queueFull(model: string): FlotillaError {
-    const slots = roster.spots(model).reduce((sum, spot) => sum + spot.slots.capacity, 0);
+    let slots = 0;
+    for (const tier of places.tiers(model)) {
+      for (const spot of tier.spots.all()) slots += spot.slots.capacity;
+    }
     return new FlotillaError('queue_full', `${room.lanes.depth(model)} requests already wait for ${model}.`, {
       retry_after_ms: rate.retryAfter(model, room.lanes.depth(model), slots),
     });
@@ -387,20 +345,25 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
  * or asks for by `Retry-After`, says nothing of the others.
  */
 export function backOff(dispatcher: Dispatcher, attempt: Attempt, asked_ms?: number): number {
-  const { roster, random } = dispatcher.deps;
+  const { places, random } = dispatcher.deps;
   const { job, node } = attempt;
-  const elsewhere = roster.spots(job.request.model).some((spot) => {
-    if (spot.node === node || job.placement.avoid.has(spot.node.id)) return false;
-    const refused = refusal(job.placement, spot);
-    return refused === null || refused === 'full';
-  });
-  return elsewhere ? 0 : retryDelay(job.stories.length + 1, random.next(), asked_ms);
+  // In memory a detached job is one attempt: its number tells how many were before.
+  const before = job.kernel.policy.attached ? job.stories.length + 1 : attempt.number;
+  return servedElsewhereInOrder(job.placement, places.tiers(job.request.model), node.id)
+    ? 0
+    : retryDelay(before, random.next(), asked_ms);
 }
 
-function laneKey(request: JobRequest, avoided: string[]): string {
+/** The node can never take this job, whatever becomes free on it: said before the attempt is fed its rejection. */
+export function neverOn(job: ActiveJob, node: string): void {
+  job.placement = { ...job.placement, refused_by: new Set(job.placement.refused_by).add(node) };
+}
+
+function laneKey(request: JobRequest, avoided: ReadonlySet<string>, refused_by: ReadonlySet<string>): string {
   const labels = Object.keys(request.labels).sort();
-  if (labels.length === 0 && avoided.length === 0) return request.operation;
-  return JSON.stringify([request.operation, labels.map((name) => [name, request.labels[name]]), avoided]);
+  if (labels.length === 0 && avoided.size === 0) return request.operation;
+  const wanted = labels.map((name) => [name, request.labels[name]]);
+  return JSON.stringify([request.operation, wanted, [...avoided].sort(), [...refused_by].sort()]);
 }
 
 function modelNotFound(model: string): FlotillaError {
@@ -413,13 +376,24 @@ function modelNotFound(model: string): FlotillaError {
   );
 }
 
-function nobody(model: string, refusals: string[]): FlotillaError {
-  return new FlotillaError(
-    'no_capacity',
-    `No node can serve ${JSON.stringify(model)} now (${refusals.join(', ')}).`,
-    {
-      retry_after_ms: NO_CAPACITY_RETRY_MS,
-      more: { reasons: refusals },
-    },
-  );
+function nobody({ model, operation }: JobRequest, refusals: Refusal[]): FlotillaError {
+  // No node that comes back, or becomes free, changes this: who tries again is told the same.
+  if (refusals.length > 0 && refusals.every((reason) => reason === 'operation')) {
+    return new FlotillaError(
+      'invalid_request',
+      `The model ${JSON.stringify(model)} does not do ${operation}.`,
+      {
+        param: 'model',
+      },
+    );
+  }
+  return new FlotillaError('no_capacity', noCapacity(model, refusals), {
+    retry_after_ms: NO_CAPACITY_RETRY_MS,
+    more: { reasons: refusals },
+  });
+}
+
+function noCapacity(model: string, refusals: Refusal[]): string {
+  const reasons = refusals.map((code) => REFUSAL_TEXT[code]).join('; ');
+  return `No node can serve ${model} now${reasons === '' ? '' : `: ${reasons}`}.`;
 }

@@ -1,16 +1,9 @@
 import { STREAM_WINDOW_BYTES } from '@flotilla/core';
-import {
-  END_OUTCOME,
-  FRAME_KIND,
-  type ErrorCode,
-  type Frame,
-  type NodeMessageOf,
-  isErrorCode,
-} from '@flotilla/protocol';
+import { END_OUTCOME, FRAME_KIND, type ErrorCode, type Frame, type NodeMessageOf } from '@flotilla/protocol';
 import type { FleetNode } from '../fleet/node.ts';
 import { slotKey } from '@flotilla/core';
 import { type Attempt, fenceOf } from './attempt.ts';
-import { type Dispatcher, backOff } from './dispatcher.ts';
+import { type Dispatcher, backOff, neverOn } from './dispatcher.ts';
 
 /**
  * What a node says of its attempts, turned into events of the job's rules. An attempt is found by the connection's own
@@ -26,19 +19,23 @@ export type AttemptMessage = NodeMessageOf<
   | 'job.released'
 >;
 
+/** What a node may answer a client with: of who may ask and what is there, it decides nothing. */
+const NODE_CODES: readonly ErrorCode[] = ['invalid_request', 'backend_error', 'run_timeout'];
+/** What a node would say of the job for ever: it is not asked again. */
+const FINAL_REJECTIONS = new Set(['body_too_large', 'unsupported_kind']);
+
 export function takeAttemptMessage(dispatcher: Dispatcher, node: FleetNode, message: AttemptMessage): void {
   const attempt = node.attempts.get(slotKey(message.job, message.attempt));
   if (attempt === undefined) return takeUnknown(dispatcher, node, message);
   switch (message.type) {
     case 'job.accepted':
-      attempt.answer_timer?.cancel();
-      if (attempt.phase === 'offered') attempt.phase = 'accepted';
-      return;
+      return acceptAttempt(dispatcher, attempt);
     case 'job.started':
       return startAttempt(dispatcher, attempt);
     case 'job.progress':
       return;
     case 'job.rejected':
+      if (FINAL_REJECTIONS.has(message.reason)) neverOn(attempt.job, node.id);
       dispatcher.feed(attempt, {
         type: 'rejected',
         fence: fenceOf(attempt),
@@ -47,9 +44,9 @@ export function takeAttemptMessage(dispatcher: Dispatcher, node: FleetNode, mess
       });
       return dispatcher.settleSlot(attempt);
     case 'job.completed':
-      return completed(dispatcher, node, attempt, message);
+      return completed(dispatcher, attempt, message);
     case 'job.failed':
-      return failed(dispatcher, node, attempt, message);
+      return failed(dispatcher, attempt, message);
     case 'job.released':
       dispatcher.feed(attempt, {
         type: 'released',
@@ -58,6 +55,14 @@ export function takeAttemptMessage(dispatcher: Dispatcher, node: FleetNode, mess
       });
       return dispatcher.settleSlot(attempt);
   }
+}
+
+/** The node has it, and may still be receiving the request. */
+export function acceptAttempt(dispatcher: Dispatcher, attempt: Attempt): void {
+  attempt.answer_timer?.cancel();
+  if (attempt.phase !== 'offered') return;
+  attempt.phase = 'accepted';
+  dispatcher.feed(attempt, { type: 'accepted', fence: fenceOf(attempt) });
 }
 
 /** The node has asked its backend; said once, implied by any output. */
@@ -70,12 +75,7 @@ export function startAttempt(dispatcher: Dispatcher, attempt: Attempt): void {
   attempt.job.sink.started(attempt);
 }
 
-function completed(
-  dispatcher: Dispatcher,
-  node: FleetNode,
-  attempt: Attempt,
-  message: NodeMessageOf<'job.completed'>,
-): void {
+function completed(dispatcher: Dispatcher, attempt: Attempt, message: NodeMessageOf<'job.completed'>): void {
   const { result, usage } = message;
   const current = attempt.job.current === attempt;
   const fault = current ? wholeOrFault(attempt, { ...result, usage }) : null;
@@ -87,7 +87,7 @@ function completed(
           { ...result, usage },
         )
       : fail(dispatcher, attempt, 'backend_error', fault, true);
-  acknowledge(node, message, outcome ?? 'stale');
+  attempt.job.owner.acknowledge(attempt, outcome ?? 'stale');
   dispatcher.settleSlot(attempt);
 }
 
@@ -103,15 +103,10 @@ function wholeOrFault(
   return attempt.job.sink.fault(result);
 }
 
-function failed(
-  dispatcher: Dispatcher,
-  node: FleetNode,
-  attempt: Attempt,
-  message: NodeMessageOf<'job.failed'>,
-): void {
-  const code: ErrorCode = isErrorCode(message.code) ? message.code : 'backend_error';
+function failed(dispatcher: Dispatcher, attempt: Attempt, message: NodeMessageOf<'job.failed'>): void {
+  const code = NODE_CODES.find((known) => known === message.code) ?? 'backend_error';
   const outcome = fail(dispatcher, attempt, code, message.message, message.retryable, message.retry_after_ms);
-  acknowledge(node, message, outcome ?? 'stale');
+  attempt.job.owner.acknowledge(attempt, outcome ?? 'stale');
   dispatcher.settleSlot(attempt);
 }
 
@@ -137,7 +132,7 @@ function fail(
 function takeUnknown(dispatcher: Dispatcher, node: FleetNode, message: AttemptMessage): void {
   const { job, attempt } = message;
   if (message.type === 'job.completed' || message.type === 'job.failed') {
-    acknowledge(node, message, 'stale');
+    node.link?.send({ type: 'result.ack', job, attempt, outcome: 'stale' });
     dispatcher.settleUnknown(node, job, attempt);
   } else if (message.type === 'job.released' || message.type === 'job.rejected') {
     dispatcher.settleUnknown(node, job, attempt);
@@ -146,17 +141,9 @@ function takeUnknown(dispatcher: Dispatcher, node: FleetNode, message: AttemptMe
   }
 }
 
-function acknowledge(
-  node: FleetNode,
-  { job, attempt }: { job: string; attempt: number },
-  outcome: 'accepted' | 'duplicate' | 'stale' | 'conflict',
-): void {
-  node.link?.send({ type: 'result.ack', job, attempt, outcome });
-}
-
 /** Response frames. Repeated bytes are trimmed; a hole or an overrun window is the node's fault and ends the attempt. */
 export function takeFrame(dispatcher: Dispatcher, attempt: Attempt, frame: Frame): void {
-  if (attempt.phase === 'over' || attempt.job.current !== attempt) return;
+  if (attempt.phase === 'over' || attempt.broken || attempt.job.current !== attempt) return;
   if (attempt.phase !== 'started') startAttempt(dispatcher, attempt);
   switch (frame.kind) {
     case FRAME_KIND.responseHead: {
@@ -196,7 +183,9 @@ export function takeFrame(dispatcher: Dispatcher, attempt: Attempt, frame: Frame
 function breach(dispatcher: Dispatcher, attempt: Attempt, message: string): void {
   const { job, number, node } = attempt;
   node.link?.send({ type: 'job.abandon', job: job.id, attempt: number, reason: message });
-  fail(dispatcher, attempt, 'backend_error', message, true);
+  // Detached work waits for the node's word that it has stopped, or for the end of its lease.
+  if (job.kernel.policy.attached) fail(dispatcher, attempt, 'backend_error', message, true);
+  else attempt.broken = true;
 }
 
 function readHead(payload: Uint8Array): { status: number; headers: [string, string][] } | undefined {

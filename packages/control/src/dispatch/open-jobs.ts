@@ -1,5 +1,6 @@
-import { REFUSAL_TEXT, refusal } from '@flotilla/core';
-import type { ExplainView, JobView } from '@flotilla/protocol';
+import { type PlacementRequest, REFUSAL_TEXT, type Tier, refusal, requestIn } from '@flotilla/core';
+import type { ExplainView, JobState, JobView } from '@flotilla/protocol';
+import type { FleetNode, ModelSpot } from '../fleet/node.ts';
 import type { ActiveJob } from './active-job.ts';
 import type { Dispatcher } from './dispatcher.ts';
 
@@ -12,7 +13,7 @@ export interface OpenJobs {
   cancel(id: string, message: string): boolean;
 }
 
-export function openJobs(dispatcher: Dispatcher): OpenJobs {
+export function openJobs(dispatcher: Dispatcher, everywhere: () => Iterable<FleetNode>): OpenJobs {
   const { jobs } = dispatcher;
   return {
     list: () => [...jobs.values()].reverse().map((job) => jobView(dispatcher, job)),
@@ -22,7 +23,14 @@ export function openJobs(dispatcher: Dispatcher): OpenJobs {
     },
     explain(id) {
       const job = jobs.get(id);
-      return job === undefined ? undefined : explain(dispatcher, job);
+      if (job === undefined) return undefined;
+      const { kernel, placement, current } = job;
+      return explainJob(dispatcher.deps.places.tiers(job.request.model), everywhere(), {
+        id,
+        state: kernel.state,
+        placement,
+        holder: current?.node ?? null,
+      });
     },
     cancel(id, message) {
       const job = jobs.get(id);
@@ -59,33 +67,44 @@ function jobView({ lanes }: Dispatcher, job: ActiveJob): JobView {
   };
 }
 
-/** Every node with its verdict: the placement filter itself, asked again. */
-function explain({ deps }: Dispatcher, job: ActiveJob): ExplainView {
-  const { roster } = deps;
-  const spots = roster.spots(job.request.model);
-  const nodes = [...roster.all()].map((node) => {
-    const own = spots.filter((spot) => spot.node === node);
-    const refusals = own.map((spot) => refusal(job.placement, spot));
+interface Explained {
+  id: string;
+  state: JobState;
+  placement: PlacementRequest;
+  /** The node that has it; null: none, or one that is not known here. */
+  holder: FleetNode | null;
+}
+
+/** Every node and provider with its verdict: the placement filter itself, asked again. */
+export function explainJob(
+  tiers: readonly Tier<ModelSpot>[],
+  everywhere: Iterable<FleetNode>,
+  { id, state, placement, holder }: Explained,
+): ExplainView {
+  const { model } = placement;
+  const nodes = [...everywhere].flatMap((node) => {
+    const own = tiers.flatMap((tier) => tier.spots.of(node.id).map((spot) => ({ spot, tier })));
+    // That a provider which no route names has not the model is no news.
+    if (node.is_provider && own.length === 0) return [];
+    const refusals = own.map(({ spot, tier }) => {
+      const asked = requestIn(placement, tier);
+      return asked === null ? 'labels' : refusal(asked, spot);
+    });
     const reasons =
       own.length === 0
         ? ['it does not have the model']
         : refusals.flatMap((code) => (code === null ? [] : [REFUSAL_TEXT[code]]));
-    if (job.placement.avoid.has(node.id)) reasons.push('it has failed this job');
-    const holds = job.current?.node === node;
-    const verdict = holds
-      ? 'has it'
-      : refusals.includes(null)
-        ? 'could take it'
-        : (refusals[0] ?? 'no_model');
-    return { node: node.id, name: node.record.name, verdict, reasons };
+    if (placement.avoid.has(node.id)) reasons.push('it has failed this job');
+    const verdict =
+      holder === node ? 'has it' : refusals.includes(null) ? 'could take it' : (refusals[0] ?? 'no_model');
+    return [{ node: node.id, name: node.record.name, verdict, reasons }];
   });
-  const { state } = job.kernel;
   const able = nodes.filter((node) => node.verdict === 'could take it').length;
   const summary =
     state === 'queued'
-      ? `It waits for ${job.request.model}; ${able} of ${nodes.length} nodes could take it now.`
-      : `It is ${state} on ${job.current?.node.record.name ?? 'a node'}.`;
-  return { id: job.id, state, summary, nodes };
+      ? `It waits for ${model}; ${able} of ${nodes.length} nodes could take it now.`
+      : `It is ${state} on ${holder?.record.name ?? 'a node'}.`;
+  return { id, state, summary, nodes };
 }
 
 function iso(wall_ms: number): string {

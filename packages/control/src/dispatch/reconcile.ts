@@ -1,10 +1,10 @@
 import { holdAnyway, refence, releaseAll, slotKey } from '@flotilla/core';
-import type { InventoryItem, Verdict } from '@flotilla/protocol';
+import { type InventoryItem, STORE_OWNER, type Verdict } from '@flotilla/protocol';
 import { type FleetNode, dropAttempt } from '../fleet/node.ts';
 import type { Link } from '../fleet/link.ts';
 import { type Attempt, fenceOf } from './attempt.ts';
 import type { Dispatcher } from './dispatcher.ts';
-import { startAttempt } from './node-messages.ts';
+import { acceptAttempt, startAttempt } from './node-messages.ts';
 
 /**
  * What a node holds against what we think it holds. Each item gets its own verdict, so one bad item costs nobody else.
@@ -19,9 +19,10 @@ export function reconcile(
   const listed = new Set(inventory.map((item) => slotKey(item.job, item.attempt)));
   for (const [key, attempt] of [...node.attempts]) if (!listed.has(key)) letGo(dispatcher, attempt);
   releaseAll(node.ledger);
+  askStore(dispatcher, node, link, inventory);
   return inventory.map((item) => {
     const attempt = node.attempts.get(slotKey(item.job, item.attempt));
-    if (item.state !== 'released')
+    if (item.state === 'receiving' || item.state === 'running')
       holdAnyway(node.ledger, poolOf(node, item, attempt), item.job, item.attempt);
     return verdictOn(dispatcher, node, link, item, attempt);
   });
@@ -37,22 +38,52 @@ export function compareInventory(
   link: Link,
   inventory: readonly InventoryItem[],
   asked_at_attempts: ReadonlySet<string>,
-): Verdict[] {
+): { verdicts: Verdict[]; differences: { lost: string[]; unknown: string[] } } {
   const listed = new Set(inventory.map((item) => slotKey(item.job, item.attempt)));
+  const lost: string[] = [];
   for (const key of asked_at_attempts) {
     const attempt = node.attempts.get(key);
-    if (attempt !== undefined && !listed.has(key)) letGo(dispatcher, attempt);
+    if (attempt === undefined || listed.has(key)) continue;
+    lost.push(key);
+    letGo(dispatcher, attempt);
   }
   for (const key of [...node.ledger.holders.keys()]) {
     if (node.attempts.has(key) || listed.has(key)) continue;
+    lost.push(key);
     const [job, attempt] = splitKey(key);
     dispatcher.settleUnknown(node, job, attempt);
   }
-  return inventory.flatMap((item) => {
+  askStore(dispatcher, node, link, inventory);
+  const verdicts = inventory.flatMap((item) => {
     const attempt = node.attempts.get(slotKey(item.job, item.attempt));
-    if (attempt !== undefined && attempt.phase !== 'over') return [];
+    if (attempt !== undefined && (attempt.phase !== 'over' || attempt.unanswered)) return [];
     return [verdictOn(dispatcher, node, link, item, attempt)];
   });
+  // What has ended there may only wait for our word that its end was heard.
+  const working = inventory.filter(({ state }) => state === 'receiving' || state === 'running');
+  const unknown = working
+    .map((item) => slotKey(item.job, item.attempt))
+    .filter((key) => !node.attempts.has(key));
+  return { verdicts, differences: { lost, unknown } };
+}
+
+/** What nobody here knows and the store owns: its verdicts follow. */
+function askStore(
+  dispatcher: Dispatcher,
+  node: FleetNode,
+  link: Link,
+  inventory: readonly InventoryItem[],
+): void {
+  const items = inventory.filter((item) => isForStore(item, attemptOf(node, item)));
+  if (items.length > 0) dispatcher.stores.ask(node, link, items);
+}
+
+function isForStore(item: InventoryItem, attempt: Attempt | undefined): boolean {
+  return attempt === undefined && item.owner === STORE_OWNER;
+}
+
+function attemptOf(node: FleetNode, item: InventoryItem): Attempt | undefined {
+  return node.attempts.get(slotKey(item.job, item.attempt));
 }
 
 function verdictOn(
@@ -63,18 +94,21 @@ function verdictOn(
   attempt: Attempt | undefined,
 ): Verdict {
   const fence = { job: item.job, attempt: item.attempt };
+  // Its result is here, and answered as soon as it is committed; or the store has still to say whose it is.
+  if (attempt?.unanswered === true || isForStore(item, attempt)) return { ...fence, verdict: 'wait' };
   if (attempt === undefined || attempt.phase === 'over' || attempt.job.current !== attempt) {
     return { ...fence, verdict: 'abandon' };
   }
   const stream = link.resume(attempt, item);
   if (stream === undefined) {
-    dispatcher.feed(attempt, { type: 'node_lost', fence: fenceOf(attempt), retry_delay_ms: 0 });
+    dispatcher.grants.takeBack(attempt, 'its stream cannot go on');
     return { ...fence, verdict: 'abandon' };
   }
   attempt.answer_timer?.cancel();
   attempt.job.kernel = refence(attempt.job.kernel, attempt.number, node.id, link.epoch);
   attempt.story.epoch = link.epoch;
-  // What it said of the start may have been lost with the old link.
+  // What it said of taking it up may have been lost with the old link.
+  if (item.state === 'receiving') acceptAttempt(dispatcher, attempt);
   if (item.state === 'running' || item.state === 'finished') startAttempt(dispatcher, attempt);
   attempt.ended = null;
   return { ...fence, verdict: 'keep', stream, acked_offset: attempt.credited, head_received: attempt.head };
@@ -86,13 +120,19 @@ function letGo(dispatcher: Dispatcher, attempt: Attempt): void {
   dispatcher.settleSlot(attempt);
 }
 
-/** Ends every attempt of a node whose lease is over: its slots are nobody's now. */
-export function loseAll(dispatcher: Dispatcher, node: FleetNode): void {
+/**
+ * Ends every attempt of a node whose lease is over, or whose process is another now: its slots are nobody's. Detached
+ * work is given away only when the former process has stopped it by its own clock.
+ * @param lease_left_ms of the former process, or for how long what the store owns is not to be given away
+ */
+export function loseAll(dispatcher: Dispatcher, node: FleetNode, lease_left_ms: number): void {
   const attempts = [...node.attempts.values()];
   for (const attempt of attempts) dropAttempt(node, attempt);
   releaseAll(node.ledger);
   for (const attempt of attempts) {
-    dispatcher.feed(attempt, { type: 'node_lost', fence: fenceOf(attempt), retry_delay_ms: 0 });
+    if (attempt.job.kernel.policy.attached || lease_left_ms <= 0) {
+      dispatcher.feed(attempt, { type: 'node_lost', fence: fenceOf(attempt), retry_delay_ms: 0 });
+    } else dispatcher.stores.orphan(attempt, lease_left_ms);
   }
 }
 

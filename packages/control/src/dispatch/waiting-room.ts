@@ -2,15 +2,15 @@ import {
   type Lane,
   type Lanes,
   type Placement,
+  PRIORITY_STEP_MS,
   type Random,
-  type Spot,
+  type Refusal,
   newLanes,
-  place,
-  refusal,
+  placeInOrder,
 } from '@flotilla/core';
 import type { FleetNode, ModelSpot } from '../fleet/node.ts';
-import type { Roster } from '../fleet/roster.ts';
 import type { ActiveJob } from './active-job.ts';
+import { type Places, mayTake } from './places.ts';
 
 /**
  * Where jobs wait for a slot, and who goes next. A job is in at most one lane; it leaves by being offered, by ending,
@@ -18,26 +18,28 @@ import type { ActiveJob } from './active-job.ts';
  */
 export interface WaitingRoom {
   readonly lanes: Lanes<ActiveJob>;
-  place(job: ActiveJob): Placement;
+  place(job: ActiveJob): Placement<ModelSpot>;
   /** False: too many wait for this model already. A job that was in before is always let in again. */
   enter(job: ActiveJob, again: boolean): boolean;
   leave(job: ActiveJob): void;
-  /** Of all who wait, the one that goes first on a free slot of this node; it has left the room. */
-  takeFor(node: FleetNode): { job: ActiveJob; spot: ModelSpot } | null;
+  /** The order key, without its priority, of who goes first for this model; undefined: nobody waits for it. */
+  headOf(model: string): number | undefined;
+  /** Of all who wait, the one that goes first on a free slot of this node. */
+  firstFor(node: FleetNode): { job: ActiveJob; spot: ModelSpot } | null;
   /**
    * Any who could be served now although no slot has become free: a node that had failed them is the last one left.
    * It has left the room.
    */
   takeAny(): { job: ActiveJob; spot: ModelSpot } | null;
-  /** Those whom nobody can serve, and nobody who could may return. */
-  hopeless(): ActiveJob[];
+  /** Those whom nobody can serve, and nobody who could may return, with the reasons. */
+  hopeless(): { jobs: ActiveJob[]; refusals: Refusal[] }[];
 }
 
-export function createWaitingRoom(roster: Roster, random: Random, bound: number): WaitingRoom {
+export function createWaitingRoom(places: Places, random: Random, bound: number): WaitingRoom {
   const lanes = newLanes<ActiveJob>(bound);
   const room: WaitingRoom = {
     lanes,
-    place: (job) => place(job.placement, roster.spots(job.request.model), random.next),
+    place: (job) => placeInOrder(job.placement, places.tiers(job.request.model), random.next),
     enter(job, again) {
       job.queued = lanes.push(job, again);
       return job.queued;
@@ -46,58 +48,53 @@ export function createWaitingRoom(roster: Roster, random: Random, bound: number)
       if (job.queued) lanes.remove(job);
       job.queued = false;
     },
-    takeFor(node) {
-      if (lanes.count === 0 || node.state !== 'online') return null;
-      const next = firstFor(node);
-      if (next !== null) room.leave(next.job);
-      return next;
+    headOf(model) {
+      let first: number | undefined;
+      for (const lane of lanes.byCapability.get(model)?.lanes.values() ?? []) {
+        const head = lanes.head(lane)!;
+        const at = head.order_key + Math.round(head.request.priority * PRIORITY_STEP_MS);
+        if (first === undefined || at < first) first = at;
+      }
+      return first;
     },
+    firstFor: (node) => (lanes.count === 0 || node.state !== 'online' ? null : firstFor(node)),
     takeAny() {
       for (const lane of allLanes()) {
         const job = lanes.head(lane)!;
         const placement = room.place(job);
         if (placement.kind !== 'placed') continue;
         room.leave(job);
-        return { job, spot: placement.spot as ModelSpot };
+        return { job, spot: placement.spot };
       }
       return null;
     },
     hopeless: () =>
-      allLanes()
-        .filter(isHopeless)
-        .flatMap((lane) => lane.heap),
+      allLanes().flatMap((lane) => {
+        // Jobs of a lane are served by the same nodes, so its head speaks for all.
+        const placement = room.place(lanes.head(lane)!);
+        return placement.kind === 'nobody' ? [{ jobs: [...lane.heap], refusals: placement.refusals }] : [];
+      }),
   };
   return room;
 
   function firstFor(node: FleetNode): { job: ActiveJob; spot: ModelSpot } | null {
     let first: { job: ActiveJob; spot: ModelSpot } | null = null;
     for (const spot of node.spots) {
-      const group = lanes.byCapability.get(spot.model);
-      if (group === undefined) continue;
-      for (const lane of group.lanes.values()) {
-        const job = lanes.head(lane)!;
-        if (first !== null && !goesBefore(job, first.job)) continue;
-        if (canTake(job, spot)) first = { job, spot };
+      for (const model of places.servedBy(spot)) {
+        const group = lanes.byCapability.get(model);
+        if (group === undefined) continue;
+        for (const lane of group.lanes.values()) {
+          const job = lanes.head(lane)!;
+          if (first !== null && !goesBefore(job, first.job)) continue;
+          if (mayTake(places, random, job.placement, spot)) first = { job, spot };
+        }
       }
     }
     return first;
   }
 
-  /** A node that has failed a job gets it again only where nobody else could serve it. */
-  function canTake(job: ActiveJob, spot: ModelSpot): boolean {
-    if (refusal(job.placement, spot) !== null) return false;
-    if (!job.placement.avoid.has(spot.node.id)) return true;
-    const placement = room.place(job);
-    return placement.kind === 'placed' && (placement.spot as Spot) === spot;
-  }
-
   function allLanes(): Lane<ActiveJob>[] {
     return [...lanes.byCapability.values()].flatMap((group) => [...group.lanes.values()]);
-  }
-
-  /** Jobs of a lane are served by the same nodes, so its head speaks for all. */
-  function isHopeless(lane: Lane<ActiveJob>): boolean {
-    return room.place(lanes.head(lane)!).kind === 'nobody';
   }
 }
 

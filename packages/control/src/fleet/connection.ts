@@ -1,5 +1,6 @@
 import {
   ATTACHED_MOVE_MS,
+  BRAKE_MAX_MS,
   type Clock,
   type LivenessEvent,
   type Log,
@@ -7,14 +8,21 @@ import {
   type Timings,
   stepLiveness,
 } from '@flotilla/core';
-import type { ControlMessageOf, NodeMessage, NodeMessageOf } from '@flotilla/protocol';
+import {
+  type ControlMessageOf,
+  FlotillaError,
+  type NodeMessage,
+  type NodeMessageOf,
+  readInventory,
+} from '@flotilla/protocol';
 import { fenceOf } from '../dispatch/attempt.ts';
 import type { Dispatcher } from '../dispatch/dispatcher.ts';
 import { takeAttemptMessage, takeFrame } from '../dispatch/node-messages.ts';
+import type { Discoveries } from '../discovery/discoveries.ts';
 import { compareInventory, loseAll, reconcile } from '../dispatch/reconcile.ts';
 import type { LatestWriter } from './latest-writer.ts';
-import { CLOSE, type Link, openLink } from './link.ts';
-import type { FleetNode } from './node.ts';
+import { CLOSE, type Link } from './link.ts';
+import { type FleetNode, forgetFailures } from './node.ts';
 import { type Registration, readNodeDescriptor } from './registration.ts';
 import type { Roster } from './roster.ts';
 import type { Watch } from './watch.ts';
@@ -27,17 +35,21 @@ import type { DescriptorChange, NodeStateChange } from '@flotilla/core';
 export interface ConnectionDeps {
   clock: Clock;
   log: Log;
-  replica: string;
   timings: Timings;
   roster: Roster;
   dispatcher: Dispatcher;
+  discoveries: Discoveries;
   watch: Watch;
   states: LatestWriter<NodeStateChange>;
   descriptors: LatestWriter<DescriptorChange>;
   seen(node: FleetNode): void;
   beat(): void;
+  /** A node's own count of its work differed from ours. */
+  differed(): void;
   /** A node has changed its state, which `node.state` now says. */
   moved(node: FleetNode): void;
+  /** The brake (core/brake.ts) holds: what the store owns stays with the node that fell silent. */
+  holdingBack(): boolean;
 }
 
 export interface Connections {
@@ -47,16 +59,26 @@ export interface Connections {
   desiredOf(node: FleetNode): ControlMessageOf<'node.heartbeat.ack'>['desired'];
 }
 
+/** Of so many processes of a node is known that another has taken their place. */
+const SUPERSEDED_MOST = 16;
+/** Those of today are a handful. */
+const FEATURES_MOST = 64;
 /** After this many differing beats in a row the node is asked for its inventory. */
 const DIFFERING_BEATS = 2;
+/**
+ * An inventory that was not asked for is read this seldom; a node that waits for a verdict sends one every 500 ms. Some
+ * thousand items take 20 ms to read: a flood of them would cost other nodes their leases.
+ */
+const UNASKED_EVERY_MS = 100;
 
 export function createConnections(deps: ConnectionDeps): Connections {
-  const { clock, log, timings, roster, dispatcher, watch } = deps;
+  const { clock, log, timings, roster, dispatcher, discoveries, watch } = deps;
   /** What each node held when it was asked for its inventory. */
   const asked = new WeakMap<FleetNode, Set<string>>();
+  const unasked_ms = new WeakMap<Link, number>();
   return { take, step, desiredOf };
 
-  function take(node: FleetNode, { ws, socket, epoch, message, received_ms }: Registration): void {
+  function take(node: FleetNode, { epoch, message, received_ms, open }: Registration): void {
     const same_process = node.boot_id === message.boot_id;
     node.link?.close(CLOSE.superseded, {
       code: 'node_in_use',
@@ -65,31 +87,27 @@ export function createConnections(deps: ConnectionDeps): Connections {
         : 'A newer daemon has this credential now.',
     });
     node.link = null;
-    if (!same_process) loseAll(dispatcher, node);
+    if (!same_process) {
+      if (node.boot_id !== null) node.superseded = [...node.superseded, node.boot_id].slice(-SUPERSEDED_MOST);
+      loseAll(dispatcher, node, formerLease(node));
+    }
     cancelAway(node);
-    const link = openLink({
-      ws,
-      socket,
-      epoch,
-      replica: deps.replica,
-      heartbeat_ms: timings.heartbeat_ms,
-      clock,
-      events: {
-        message: (incoming) => onMessage(node, link, incoming),
-        frame: (frame, attempt) => takeFrame(dispatcher, attempt, frame),
-        broke: (error) => log.error({ node: node.id, error }, 'What a node sent met a fault of ours.'),
-        closed: (reason) => onClosed(node, link, reason),
-      },
+    const link = open({
+      message: (incoming) => onMessage(node, link, incoming),
+      frame: (frame, attempt) => takeFrame(dispatcher, attempt, frame),
+      broke: (error) => log.error({ node: node.id, error }, 'What a node sent met a fault of ours.'),
+      closed: (reason) => onClosed(node, link, reason),
     });
     node.epoch = epoch;
     node.boot_id = message.boot_id;
+    node.unfenced = !link.fences;
+    node.features = message.features.slice(0, FEATURES_MOST);
     node.stopping = false;
     node.connected_at = clock.wall_ms();
     node.liveness = stepLiveness(node.liveness, { type: 'registered' }, received_ms, timings);
     roster.sync(node);
     const verdicts = reconcile(dispatcher, node, link, message.inventory);
     node.link = link;
-    const { descriptor, warnings } = readNodeDescriptor(node, message.descriptor);
     link.send({
       type: 'node.registered',
       ...(message.id === undefined ? {} : { id: message.id }),
@@ -102,12 +120,14 @@ export function createConnections(deps: ConnectionDeps): Connections {
       protocol: 1,
       verdicts,
       desired: desiredOf(node),
-      warnings,
+      // Leases are answered before descriptors are read; what is wrong with a new one is told with the next beat.
+      warnings: node.warnings,
     });
-    describe(node, descriptor, message.descriptor_hash);
+    describe(node, message.descriptor, message.descriptor_hash);
     roster.setHealth(node, message.backends);
     heard(node);
     step(node, { type: 'reconciled' });
+    discoveries.joined(node);
     log.info({ node: node.id, name: node.record.name, epoch, kept: verdicts.length }, 'node connected');
   }
 
@@ -117,22 +137,21 @@ export function createConnections(deps: ConnectionDeps): Connections {
       case 'node.heartbeat':
         return onBeat(node, link, message);
       case 'descriptor.update': {
-        const { descriptor } = readNodeDescriptor(node, message.descriptor);
-        describe(node, descriptor, message.descriptor_hash);
+        describe(node, message.descriptor, message.descriptor_hash);
         return capacityMoved(node);
       }
-      case 'inventory.sync': {
-        const held = asked.get(node) ?? new Set<string>();
-        asked.delete(node);
-        const verdicts = compareInventory(dispatcher, node, link, message.inventory, held);
-        return link.send({ type: 'inventory.verdicts', verdicts });
-      }
+      case 'inventory.sync':
+        return onInventory(node, link, message.inventory);
+      case 'discovery.progress':
+      case 'discovery.result':
+        return discoveries.take(node, link, message);
       case 'node.deregister':
         node.link = null;
+        node.stopping = false;
         link.close(1000);
         return step(node, { type: 'deregistered', reason: `it said goodbye: ${message.reason}` });
       case 'node.register':
-        return link.send({ type: 'error', code: 'conflict', message: 'This link is registered already.' });
+        throw new FlotillaError('conflict', 'This link is registered already.');
       case 'error':
         return log.warn(
           { node: node.id, code: message.code, said: message.message },
@@ -159,6 +178,7 @@ export function createConnections(deps: ConnectionDeps): Connections {
       desired: desiredOf(node),
       want,
       warnings: node.warnings,
+      discoveries: discoveries.openOf(node),
     });
     const was_stopping = node.stopping;
     node.stopping = beat.draining;
@@ -172,6 +192,26 @@ export function createConnections(deps: ConnectionDeps): Connections {
     heard(node);
     if (node.liveness.state !== node.state) applyState(node);
     else if (roster.sync(node) || health_moved || was_stopping !== node.stopping) capacityMoved(node);
+  }
+
+  function onInventory(node: FleetNode, link: Link, items: readonly unknown[]): void {
+    const held = asked.get(node);
+    asked.delete(node);
+    if (held === undefined) {
+      const since_ms = clock.now_ms() - (unasked_ms.get(link) ?? -Infinity);
+      if (since_ms < UNASKED_EVERY_MS) throw new FlotillaError('rate_limited', 'No inventory was asked for.');
+      unasked_ms.set(link, clock.now_ms());
+    }
+    const inventory = readInventory(items);
+    const { verdicts, differences } = compareInventory(dispatcher, node, link, inventory, held ?? new Set());
+    if (differences.lost.length > 0 || differences.unknown.length > 0) {
+      log.warn(
+        { node: node.id, name: node.record.name, ...differences },
+        'A node counted its work otherwise; its own count stands.',
+      );
+      deps.differed();
+    }
+    link.send({ type: 'inventory.verdicts', verdicts });
   }
 
   /** What the beat lacks: a descriptor we have not seen, an inventory where two beats in a row counted otherwise. */
@@ -191,19 +231,17 @@ export function createConnections(deps: ConnectionDeps): Connections {
     return want;
   }
 
-  function describe(
-    node: FleetNode,
-    descriptor: ReturnType<typeof readNodeDescriptor>['descriptor'],
-    hash: string,
-  ): void {
+  function describe(node: FleetNode, input: unknown, hash: string): void {
     if (node.descriptor !== null && hash !== '' && hash === node.descriptor_hash && node.spots.length > 0)
       return;
+    const descriptor = readNodeDescriptor(node, input);
     roster.describe(node, descriptor, hash);
     deps.descriptors.put({ id: node.id, epoch: node.epoch, descriptor, descriptor_hash: hash });
   }
 
   function heard(node: FleetNode): void {
     node.last_seen_at = clock.wall_ms();
+    forgetFailures(node, clock.now_ms());
     deps.seen(node);
     watch.touch(node);
   }
@@ -225,7 +263,13 @@ export function createConnections(deps: ConnectionDeps): Connections {
     const { state, reason } = node.liveness;
     const before = node.state;
     roster.sync(node);
-    deps.states.put({ id: node.id, epoch: node.epoch, state, close_reason: reason, at: clock.wall_ms() });
+    deps.states.put({
+      id: node.id,
+      epoch: node.epoch,
+      state,
+      close_reason: state === 'online' ? null : reason,
+      at: clock.wall_ms(),
+    });
     log.info({ node: node.id, name: node.record.name, from: before, to: state, reason }, `node ${state}`);
     if (state === 'online') cancelAway(node);
     else if (state === 'suspect') armAway(node);
@@ -238,11 +282,23 @@ export function createConnections(deps: ConnectionDeps): Connections {
     cancelAway(node);
     watch.forget(node);
     const { link } = node;
-    loseAll(dispatcher, node);
+    discoveries.lost(node);
+    // What was revoked works on until it hears of it, or its lease is over; what is offline has stopped by now. While the
+    // brake holds, its work is left to the look at the nodes that follows, or to the node, if that comes back first.
+    const held_ms = deps.holdingBack() ? BRAKE_MAX_MS : 0;
+    loseAll(dispatcher, node, state === 'revoked' ? formerLease(node) : held_ms);
     node.link = null;
     if (state === 'revoked')
       link?.close(CLOSE.revoked, { code: 'revoked', message: "The node's credential was withdrawn." });
     else link?.close(CLOSE.silent, { code: 'node_lost', message: 'No beat arrived before the lease ended.' });
+  }
+
+  /** How long a process of the node that is not the linked one may still hold a lease. */
+  function formerLease(node: FleetNode): number {
+    const { last_beat_ms } = node.liveness;
+    if (last_beat_ms === null || node.boot_id === null || node.state === 'offline') return 0;
+    node.former_until_ms = Math.max(node.former_until_ms, last_beat_ms + timings.lease_ttl_ms);
+    return node.former_until_ms - clock.now_ms();
   }
 
   /** The link is away: what has sent nothing moves after 2 s, streams end after 5 s, unless the node returns. */
@@ -256,7 +312,8 @@ export function createConnections(deps: ConnectionDeps): Connections {
 
   function lose(node: FleetNode, which: (handed: boolean) => boolean): void {
     for (const attempt of [...node.attempts.values()]) {
-      if (attempt.phase === 'over' || !which(attempt.job.kernel.handed)) continue;
+      const { policy, handed } = attempt.job.kernel;
+      if (attempt.phase === 'over' || !policy.attached || !which(handed)) continue;
       dispatcher.feed(attempt, { type: 'node_lost', fence: fenceOf(attempt), retry_delay_ms: 0 });
     }
   }

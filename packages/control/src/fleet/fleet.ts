@@ -2,6 +2,7 @@ import {
   type Brake,
   type Clock,
   type DescriptorChange,
+  type LoadedNodes,
   type Log,
   type NodePatch,
   type NodeRecord,
@@ -14,19 +15,20 @@ import {
   BRAKE_MAX_MS,
   stepBrake,
 } from '@flotilla/core';
-import { FlotillaError, MESSAGE_MAX_BYTES, type NodeView, makeId } from '@flotilla/protocol';
+import { type Descriptor, FlotillaError, MESSAGE_MAX_BYTES, type NodeView, makeId } from '@flotilla/protocol';
 import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { type WebSocket, WebSocketServer } from 'ws';
 import { hashCredential, makeCredential } from '../accounts/credential.ts';
-import { fenceOf } from '../dispatch/attempt.ts';
 import type { Dispatcher } from '../dispatch/dispatcher.ts';
+import type { Discoveries } from '../discovery/discoveries.ts';
 import { createConnections } from './connection.ts';
 import { createEpochs } from './epochs.ts';
+import { type HttpNodes, type NodePeer, createHttpNodes } from './http-nodes.ts';
 import { latestWriter } from './latest-writer.ts';
 import { CLOSE } from './link.ts';
 import type { FleetNode } from './node.ts';
-import { takeRegistration } from './registration.ts';
+import { type Registration, takeRegistration } from './registration.ts';
 import type { Roster } from './roster.ts';
 import { nodeView } from './view.ts';
 import { createWatch } from './watch.ts';
@@ -55,6 +57,10 @@ export interface Fleet {
     head: Buffer,
     refuse: (error: FlotillaError) => void,
   ): void;
+  /** Whose credential this is. @throws FlotillaError `unauthorized`, `revoked`, `unavailable` */
+  peer(credential: string): NodePeer;
+  /** Nodes without a WebSocket. */
+  readonly http: HttpNodes;
   close(): Promise<void>;
 }
 
@@ -73,9 +79,11 @@ export interface FleetDeps {
   timings: Timings;
   roster: Roster;
   dispatcher: Dispatcher;
-  /** A node was changed here: other snapshots are old. */
-  changed(): void;
+  discoveries: Discoveries;
+  /** A node was changed here. @returns when what this replica believes of the nodes has been read again */
+  changed(): Promise<void>;
   beat(): void;
+  differed(): void;
 }
 
 const SEEN_FLUSH_MS = 5000;
@@ -108,18 +116,20 @@ export function createFleet(deps: FleetDeps): Fleet {
   let closing = false;
   let refreshing: Promise<void> = Promise.resolve();
   let next_refresh: Promise<void> | null = null;
+  /** Of nodes, written from here. */
+  let changes = 0;
   let brake_timer: Timer | null = null;
-  /** Nodes that were online when trouble began, and those of them that have fallen silent. */
+  /** Nodes that were online when trouble began, and those of them that have fallen silent, for as long as the brake holds. */
   const known = new Set<FleetNode>();
   const suspect = new Set<FleetNode>();
   const watch = createWatch(clock, timings, (node) => connections.step(node, { type: 'tick' }));
   const connections = createConnections({
     clock,
     log,
-    replica,
     timings,
     roster,
     dispatcher,
+    discoveries: deps.discoveries,
     watch,
     states,
     descriptors,
@@ -128,19 +138,23 @@ export function createFleet(deps: FleetDeps): Fleet {
       seen_timer ??= clock.after(SEEN_FLUSH_MS, () => void flushSeen());
     },
     beat: () => deps.beat(),
+    differed: () => deps.differed(),
     moved: (node) => {
       if (closing) return;
-      if (node.state === 'suspect') suspect.add(node);
+      // A lease that ends while the brake holds is what it holds for: that node is as silent as before.
+      const fell_silent = node.state === 'offline' && suspect.has(node) && brake.held_since_ms !== null;
+      if (node.state === 'suspect' || fell_silent) suspect.add(node);
       else suspect.delete(node);
-      if (node.state === 'suspect' || node.state === 'online') known.add(node);
+      if (node.state === 'suspect' || node.state === 'online' || fell_silent) known.add(node);
       else known.delete(node);
       moveBrake();
     },
+    holdingBack: () => brake.held_since_ms !== null,
   });
 
   const view = (node: FleetNode) => {
     const shown = nodeView(node, clock, timings);
-    if (brake.held_since_ms !== null && node.state === 'suspect') shown.why.alarms.push(BRAKE_ALARM);
+    if (brake.held_since_ms !== null && suspect.has(node)) shown.why.alarms.push(BRAKE_ALARM);
     return shown;
   };
 
@@ -162,6 +176,20 @@ export function createFleet(deps: FleetDeps): Fleet {
     revoke: (id) => change(id, () => store.revokeNode(id, clock.wall_ms())),
     forget,
     upgrade,
+    peer,
+    http: createHttpNodes({
+      clock,
+      log,
+      epochs,
+      replica,
+      desired: (node) => connections.desiredOf(node),
+      take: accept,
+      used({ node, credential }) {
+        if (node.credential === credential) return;
+        node.credential = credential;
+        armCredential(node);
+      },
+    }),
     close,
   };
 
@@ -178,16 +206,30 @@ export function createFleet(deps: FleetDeps): Fleet {
   }
 
   async function reload(): Promise<void> {
-    const { changed, removed } = roster.load(await store.loadNodes());
+    let read: LoadedNodes;
+    let seen: number;
+    do {
+      seen = changes;
+      read = await store.loadNodes(knownDescriptor);
+      // Something was changed from here meanwhile: these rows may be older than what its caller was told.
+    } while (seen !== changes);
+    const { added, changed, removed } = roster.load(read.nodes, read.unreadable);
+    for (const node of added) if (node.state === 'suspect') watch.touch(node);
     for (const node of removed) {
       known.delete(node);
       suspect.delete(node);
     }
+    if (removed.length > 0) moveBrake();
     for (const node of removed)
       node.link?.close(CLOSE.revoked, { code: 'revoked', message: 'This node was deleted.' });
     for (const node of changed) apply(node);
     for (const node of roster.all()) armCredential(node);
     if (changed.length > 0 || removed.length > 0) dispatcher.recheck();
+  }
+
+  function knownDescriptor(id: string, hash: string): Descriptor | undefined {
+    const node = roster.find(id);
+    return node !== undefined && node.descriptor_hash === hash ? (node.descriptor ?? undefined) : undefined;
   }
 
   async function change(
@@ -196,12 +238,13 @@ export function createFleet(deps: FleetDeps): Fleet {
   ): Promise<NodeView | undefined> {
     const record = await write();
     if (record === undefined) return undefined;
+    changes++;
     const node = roster.find(id);
     if (node !== undefined) {
       node.record = record;
       apply(node);
     }
-    deps.changed();
+    void deps.changed();
     return node === undefined ? undefined : view(node);
   }
 
@@ -224,8 +267,7 @@ export function createFleet(deps: FleetDeps): Fleet {
     node.drain_timer = clock.after(left_ms, () => {
       node.drain_timer = null;
       for (const attempt of [...node.attempts.values()]) {
-        if (attempt.phase === 'over') continue;
-        dispatcher.feed(attempt, { type: 'node_lost', fence: fenceOf(attempt), retry_delay_ms: 0 });
+        dispatcher.grants.takeBack(attempt, 'Its node was drained, and the deadline of the drain is over.');
       }
     });
   }
@@ -254,8 +296,7 @@ export function createFleet(deps: FleetDeps): Fleet {
       expires_at: null,
     };
     if (!(await store.rotateCredential(id, record, old_expires_at))) return undefined;
-    await refresh();
-    deps.changed();
+    await deps.changed();
     return { id, credential, old_expires_at };
   }
 
@@ -266,8 +307,7 @@ export function createFleet(deps: FleetDeps): Fleet {
     }
     const deleted = await store.deleteNode(id);
     if (deleted) {
-      await refresh();
-      deps.changed();
+      await deps.changed();
     }
     return deleted;
   }
@@ -280,18 +320,13 @@ export function createFleet(deps: FleetDeps): Fleet {
   ): void {
     const refuse = (code: FlotillaError['code'], message: string) =>
       refuseWith(new FlotillaError(code, message));
-    const token = /^Bearer\s+(\S+)$/i.exec(request.headers.authorization ?? '')?.[1];
-    const hash = token === undefined ? '' : hashCredential(token);
-    const found = roster.byCredential(hash, clock.wall_ms());
-    if (closing)
-      return refuse('unavailable', 'This control plane is stopping; another try will find it back.');
-    if (found === undefined) {
-      return refuse(
-        'unauthorized',
-        'This node credential is not known here. Enrol the machine with `flotilla join`.',
-      );
+    let found: NodePeer;
+    try {
+      found = peer(/^Bearer\s+(\S+)$/i.exec(request.headers.authorization ?? '')?.[1] ?? '');
+    } catch (error) {
+      if (error instanceof FlotillaError) return refuseWith(error);
+      throw error;
     }
-    if (found.revoked) return refuse('revoked', "The node's credential was withdrawn or has expired.");
     if (request.headers.upgrade?.toLowerCase() !== 'websocket') {
       return refuse('invalid_request', 'The node link is a WebSocket.');
     }
@@ -299,19 +334,58 @@ export function createFleet(deps: FleetDeps): Fleet {
       refuse('invalid_request', `This is no WebSocket handshake: ${error.message}.`);
     server.once('wsClientError', misshaped);
     server.handleUpgrade(request, socket, head, (ws) => {
-      // A frame that cannot be read closes the socket by itself; nothing more is to be done about it.
-      ws.on('error', () => undefined);
-      void register(found.node, hash, ws, socket);
+      // A frame that cannot be read closes the socket by itself; the node would only see that, again and again.
+      ws.on('error', (error) =>
+        log.warn({ node: found.node.id, reason: error.message }, 'A node link sent what cannot be read.'),
+      );
+      void register(found, ws, socket);
     });
     server.off('wsClientError', misshaped);
   }
 
-  async function register(node: FleetNode, hash: string, ws: WebSocket, socket: Duplex): Promise<void> {
-    const registration = await takeRegistration({ clock, log, epochs }, node, ws, socket);
+  function peer(credential: string): NodePeer {
+    if (closing)
+      throw new FlotillaError(
+        'unavailable',
+        'This control plane is stopping; another try will find it back.',
+      );
+    const hash = hashCredential(credential);
+    const found = roster.byCredential(hash, clock.wall_ms());
+    if (found === undefined) {
+      throw new FlotillaError(
+        'unauthorized',
+        'This node credential is not known here: the node was deleted, or belongs to another fleet. ' +
+          'On its machine, `flotilla node leave`, then `flotilla join` with a new token.',
+      );
+    }
+    if (found.revoked)
+      throw new FlotillaError('revoked', "The node's credential was withdrawn or has expired.");
+    return { node: found.node, credential: hash };
+  }
+
+  async function register(found: NodePeer, ws: WebSocket, socket: Duplex): Promise<void> {
+    const { heartbeat_ms } = timings;
+    const registration = await takeRegistration(
+      { clock, log, epochs, replica, heartbeat_ms },
+      found.node,
+      ws,
+      socket,
+    );
     if (registration === undefined) return;
-    if (closing || node.record.revoked_at !== null) return ws.terminate();
+    try {
+      accept(found, registration);
+    } catch {
+      ws.terminate();
+    }
+  }
+
+  /** @throws FlotillaError when that has become impossible while the node was being admitted */
+  function accept({ node, credential }: NodePeer, registration: Registration): void {
+    if (closing) throw new FlotillaError('unavailable', 'This control plane is stopping.');
+    if (node.record.revoked_at !== null)
+      throw new FlotillaError('revoked', "The node's credential was withdrawn.");
     connections.take(node, registration);
-    node.credential = hash;
+    node.credential = credential;
     armCredential(node);
   }
 
@@ -319,12 +393,18 @@ export function createFleet(deps: FleetDeps): Fleet {
     const held = brake.held_since_ms !== null;
     brake = stepBrake(brake, suspect.size, known.size, clock.now_ms());
     const holds = brake.held_since_ms !== null;
-    if (held === holds) return;
     brake_timer?.cancel();
-    brake_timer = holds ? clock.after(BRAKE_MAX_MS, moveBrake) : null;
+    // Until it is released: a timer may fire a moment early.
+    brake_timer = holds ? clock.after(brake.held_since_ms! + BRAKE_MAX_MS - clock.now_ms(), moveBrake) : null;
+    if (held === holds) return;
     const counts = { suspect: suspect.size, known: known.size };
     if (holds) log.error(counts, `brake: ${BRAKE_ALARM}`);
-    else log.info(counts, 'brake released');
+    else {
+      log.info(counts, 'brake released');
+      for (const node of suspect) if (node.state === 'offline') known.delete(node);
+      for (const node of suspect) if (node.state === 'offline') suspect.delete(node);
+    }
+    dispatcher.stores.holdBack(holds);
   }
 
   async function flushSeen(): Promise<void> {
@@ -349,6 +429,6 @@ export function createFleet(deps: FleetDeps): Fleet {
       for (const timer of node.away) timer.cancel();
     }
     await flushSeen();
-    await Promise.all([states.settled(), descriptors.settled()]);
+    await Promise.all([states.close(), descriptors.close()]);
   }
 }

@@ -1,4 +1,4 @@
-import type { Clock, Log } from '@flotilla/core';
+import type { Clock, Log, Timer } from '@flotilla/core';
 
 /**
  * Writes the latest row of each id: whatever was put while a write was in flight goes in the next one. Bounded by the
@@ -6,11 +6,14 @@ import type { Clock, Log } from '@flotilla/core';
  *
  *     idle ──put──▶ writing ──done, nothing waits──▶ idle
  *                      └──failed──▶ waiting 1 s ──▶ writing
+ *     any ──close──▶ writing what waits, once ──done or failed──▶ closed
+ *
+ * What is not written by then is lost: it says how things stood, which the next start finds out anew.
  */
 export interface LatestWriter<T extends { id: string }> {
   put(row: T): void;
-  /** Resolves when nothing waits any more, or a write has failed. */
-  settled(): Promise<void>;
+  /** Resolves when what waits is written, or could not be; a store that is away keeps no process from ending. */
+  close(): Promise<void>;
 }
 
 const RETRY_MS = 1000;
@@ -23,41 +26,56 @@ export function latestWriter<T extends { id: string }>(
 ): LatestWriter<T> {
   const waiting = new Map<string, T>();
   let writing: Promise<void> | null = null;
-  let failed = false;
+  let retry: Timer | null = null;
+  let failing = false;
+  let closed = false;
 
   return {
     put(row) {
+      if (closed) return;
       waiting.set(row.id, row);
       kick();
     },
-    async settled() {
-      while (writing !== null && !failed) await writing;
+    async close() {
+      closed = true;
+      stopWaiting();
+      kick();
+      while (writing !== null) await writing;
     },
   };
 
   function kick(): void {
-    if (writing !== null || failed || waiting.size === 0) return;
-    writing = flush().finally(() => {
+    if (writing !== null || retry !== null || waiting.size === 0) return;
+    writing = flush().then((done) => {
       writing = null;
-      if (!failed) kick();
+      if (done) kick();
+      else if (!closed) retry = clock.after(RETRY_MS, again);
     });
   }
 
-  async function flush(): Promise<void> {
+  function again(): void {
+    stopWaiting();
+    kick();
+  }
+
+  function stopWaiting(): void {
+    retry?.cancel();
+    retry = null;
+  }
+
+  async function flush(): Promise<boolean> {
     const rows = [...waiting.values()];
     waiting.clear();
     try {
       await write(rows);
-      failed = false;
+      failing = false;
+      return true;
     } catch (error) {
-      if (!failed)
+      if (!failing)
         log.warn({ err: error, rows: rows.length }, `writing ${what} failed; trying again each second`);
-      failed = true;
+      failing = true;
       for (const row of rows) if (!waiting.has(row.id)) waiting.set(row.id, row);
-      clock.after(RETRY_MS, () => {
-        failed = false;
-        kick();
-      });
+      return false;
     }
   }
 }

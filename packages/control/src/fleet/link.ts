@@ -17,7 +17,7 @@ import type { WebSocket } from 'ws';
 import type { Attempt } from '../dispatch/attempt.ts';
 
 /**
- * One accepted connection of one node.
+ * One accepted connection of one node: the WebSocket here, a session over plain HTTP in http-session.ts.
  *
  *     open ──close(), socket closed, too many broken frames──▶ closed
  *
@@ -27,6 +27,8 @@ import type { Attempt } from '../dispatch/attempt.ts';
 export interface Link {
   readonly epoch: number;
   readonly open: boolean;
+  /** The node's end stops its work by its own clock when the lease ends. */
+  readonly fences: boolean;
   /** Counts what has arrived, beats apart: while it moves, an answer may be behind other work's output. */
   readonly heard: number;
   /** Round trip of the node's last acknowledged beat; explains a late answer to an offer. */
@@ -43,7 +45,8 @@ export interface Link {
   close(code: number, error?: { code: ErrorCode; message: string }): void;
 }
 
-interface LinkEvents {
+export interface LinkEvents {
+  /** @throws FlotillaError: the node is told so, and a hundred of them close the link */
   message(message: NodeMessage): void;
   frame(frame: Frame, attempt: Attempt): void;
   /** What the node sent has met a fault of ours; the link is closed with it, and nothing else. */
@@ -88,11 +91,11 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
   let next_stream = 1;
   let taken: ReceiveWindow = receiveWindow();
   const attempts = new Map<number, Attempt>();
-  const bodies = new Map<Attempt, OutStream>();
   const outbox = new Outbox(corked(ws, socket), () => clock.now_ms());
 
   const link: Link = {
     epoch,
+    fences: true,
     rtt_ms: 0,
     get open() {
       return open;
@@ -107,7 +110,6 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
       if (attempt.stream === 0) return;
       outbox.detach(attempt.stream);
       attempts.delete(attempt.stream);
-      bodies.delete(attempt);
       attempt.stream = 0;
     },
     credit: (stream, acked_offset) => link.send({ type: 'stream.credit', stream, acked_offset }),
@@ -148,24 +150,26 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
       type: 'job.offer',
       job: request.id,
       attempt: attempt.number,
-      owner: replica,
+      owner: request.owner ?? replica,
       stream,
       kind: 'inference',
       operation: request.operation,
       backend: attempt.spot.backend,
-      model: request.model,
+      model: attempt.spot.model,
       streaming: request.streaming,
       add_usage: request.add_usage,
-      body_length: request.body.byteLength,
+      body_length: attempt.body.byteLength,
       deadlines,
       request_id: request.request_id,
+      ...(request.traceparent !== null && { traceparent: request.traceparent }),
     });
     sendBody(attempt, stream, 0);
   }
 
   function resume(attempt: Attempt, item: InventoryItem): number | undefined {
     const stream = newStream(attempt);
-    if (sendBody(attempt, stream, item.body_offset)) {
+    // What runs there, or has run, has its request.
+    if (item.state !== 'receiving' || sendBody(attempt, stream, item.body_offset)) {
       attempt.epoch = epoch;
       return stream;
     }
@@ -182,9 +186,8 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
 
   function sendBody(attempt: Attempt, stream: number, from: number): boolean {
     const body = new OutStream({ kind: FRAME_KIND.requestBody });
-    body.push(attempt.job.request.body);
+    body.push(attempt.body);
     body.end('complete');
-    bodies.set(attempt, body);
     return outbox.attach(stream, body, { acked_offset: from, head_received: true });
   }
 
@@ -192,12 +195,20 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
     if (data.byteLength > MESSAGE_MAX_BYTES)
       return fault('payload_too_large', 'The text frame is too large.');
     const read = readNodeMessage(data.toString());
+    if (!read.ok && read.unknown_type) return outbox.sendText(JSON.stringify(read.error));
     if (!read.ok) return fault(read.error.code as ErrorCode, read.error.message, read.error.id);
     const { message } = read;
     if (message.type !== 'node.heartbeat') heard++;
     if (message.type === 'stream.credit') outbox.credit(message.stream, message.acked_offset);
     else if (message.type === 'link.ack') outbox.linkAck(message.received, heartbeat_ms);
-    else events.message(message);
+    else {
+      try {
+        events.message(message);
+      } catch (error) {
+        if (!(error instanceof FlotillaError)) throw error;
+        fault(error.code, error.message);
+      }
+    }
   }
 
   function onFrame(data: Buffer): void {
@@ -241,7 +252,6 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
     open = false;
     for (const attempt of attempts.values()) attempt.stream = 0;
     attempts.clear();
-    bodies.clear();
     outbox.close();
     events.closed(reason);
   }

@@ -1,4 +1,5 @@
 import {
+  RECONNECT_CEILINGS_MS,
   type Ledger,
   type Liveness,
   type NodeRecord,
@@ -17,6 +18,8 @@ import type { Link } from './link.ts';
 
 /** A node as this replica knows it: what the store says, what its link says, what it has been given. */
 export interface FleetNode extends PlacementNode {
+  /** It is no machine: an upstream API that this replica calls itself. Not in the roster, and in no row of nodes. */
+  readonly is_provider: boolean;
   record: NodeRecord;
   /** The record that the placement view was made from. */
   synced: NodeRecord;
@@ -24,6 +27,7 @@ export interface FleetNode extends PlacementNode {
   // The placement view, kept in step with the above by the roster.
   state: PlacementNode['state'];
   stalled: boolean;
+  resting: boolean;
   cordoned: boolean;
   draining: boolean;
   labels: Record<string, string>;
@@ -33,6 +37,13 @@ export interface FleetNode extends PlacementNode {
 
   link: Link | null;
   boot_id: string | null;
+  /** What it can be asked beyond the protocol, as it said when it registered last. */
+  features: readonly string[];
+  unfenced: boolean;
+  /** Until then a former process of this node may hold a lease, by `now_ms`. */
+  former_until_ms: number;
+  /** Processes whose place another one has taken, latest last: they are to stop for good when they come back. */
+  superseded: string[];
   epoch: number;
   descriptor: Descriptor | null;
   descriptor_hash: string;
@@ -74,17 +85,36 @@ export interface ModelSpot extends Spot {
   slots: PoolLedger;
 }
 
-export function newFleetNode(record: NodeRecord): FleetNode {
+/**
+ * A node that had a link when the store last heard of it comes back within moments of this replica's start. Until its
+ * slowest redial and a lease are over it is missed, not gone, so that its models exist and requests wait for it.
+ */
+function firstLiveness({ state, descriptor }: NodeRecord, now_ms: number): Liveness {
+  if (state === 'revoked') return newLiveness('revoked', 'credential withdrawn');
+  if (state === 'online' || state === 'suspect') {
+    const awaited = newLiveness('suspect', 'not heard of since this control plane started');
+    return { ...awaited, last_beat_ms: now_ms + RECONNECT_CEILINGS_MS.at(-1)! };
+  }
+  if (descriptor === null) return newLiveness('pending', 'enrolled, never connected');
+  return newLiveness('offline', 'not connected to this replica');
+}
+
+/** @param turned a pool of the node has become full, or free again */
+export function newFleetNode(
+  record: NodeRecord,
+  now_ms: number,
+  turned: (node: FleetNode, pool: PoolLedger) => void,
+  is_provider = false,
+): FleetNode {
   const node: FleetNode = {
     id: record.id,
+    is_provider,
     record,
     synced: record,
-    liveness: newLiveness(
-      record.state === 'revoked' ? 'revoked' : record.descriptor === null ? 'pending' : 'offline',
-      record.descriptor === null ? 'enrolled, never connected' : 'not connected to this replica',
-    ),
+    liveness: firstLiveness(record, now_ms),
     state: 'pending',
     stalled: false,
+    resting: false,
     cordoned: record.cordoned,
     draining: record.drain_deadline_at !== null,
     labels: record.labels,
@@ -93,11 +123,15 @@ export function newFleetNode(record: NodeRecord): FleetNode {
     failures_at_ms: 0,
     link: null,
     boot_id: null,
+    features: [],
+    unfenced: false,
+    former_until_ms: 0,
+    superseded: [],
     epoch: record.epoch,
     descriptor: record.descriptor,
     descriptor_hash: record.descriptor_hash ?? '',
     health: new Map(),
-    ledger: newLedger(),
+    ledger: newLedger((pool) => turned(node, pool)),
     spots: [],
     attempts: new Map(),
     digest: new LeasesDigest(),
@@ -115,6 +149,15 @@ export function newFleetNode(record: NodeRecord): FleetNode {
   };
   node.state = node.liveness.state;
   return node;
+}
+
+/** Of what a node has failed, this much later half is forgotten. */
+const FAILURE_HALF_LIFE_MS = 60_000;
+
+/** Brings its failures up to date: a node that placement avoids for them would never be tried again otherwise. */
+export function forgetFailures(node: Pick<FleetNode, 'failures' | 'failures_at_ms'>, now_ms: number): void {
+  if (node.failures > 0) node.failures *= 2 ** ((node.failures_at_ms - now_ms) / FAILURE_HALF_LIFE_MS);
+  node.failures_at_ms = now_ms;
 }
 
 /** Notes an attempt that the node may hold from now on. */

@@ -1,5 +1,6 @@
 import type { Clock, Log } from '@flotilla/core';
 import {
+  type Descriptor,
   type ErrorCode,
   type NodeMessageOf,
   PROTOCOL_VERSION,
@@ -9,11 +10,11 @@ import {
 import type { Duplex } from 'node:stream';
 import type { WebSocket } from 'ws';
 import type { Epochs } from './epochs.ts';
-import { CLOSE, refuseLink } from './link.ts';
+import { CLOSE, type Link, type LinkEvents, openLink, refuseLink } from './link.ts';
 import type { FleetNode } from './node.ts';
 
 /**
- * From an upgraded socket to an accepted connection.
+ * From an upgraded socket to an accepted connection; `admit` is the part of it that a session over plain HTTP shares.
  *
  *     upgraded ──node.register──▶ asked ──incumbent gone, epoch taken──▶ accepted
  *         └── 10 s, unreadable, no common protocol, node in use ──▶ refused (an `error`, then closed)
@@ -24,19 +25,28 @@ export interface RegistrationDeps {
   clock: Clock;
   log: Log;
   epochs: Epochs;
+  replica: string;
+  heartbeat_ms: number;
 }
 
+/** A node that may come in: its message and its new epoch. */
 export interface Registration {
-  ws: WebSocket;
-  socket: Duplex;
   epoch: number;
   message: NodeMessageOf<'node.register'>;
   received_ms: number;
+  /** Opens its link, once the one it had before has been let go. */
+  readonly open: (events: LinkEvents) => Link;
+}
+
+interface Refused {
+  close: number;
+  code: ErrorCode;
+  message: string;
 }
 
 const REGISTER_WITHIN_MS = 10_000;
 const INCUMBENT_ANSWER_MS = 1000;
-const latest = new WeakMap<FleetNode, WebSocket>();
+const latest = new WeakMap<FleetNode, object>();
 
 /** @returns undefined where it was refused; the peer has been told */
 export async function takeRegistration(
@@ -45,44 +55,73 @@ export async function takeRegistration(
   ws: WebSocket,
   socket: Duplex,
 ): Promise<Registration | undefined> {
-  const { clock, log } = deps;
-  const refuse = (code: number, error: ErrorCode, message: string): undefined => {
-    log.warn({ node: node.id, code: error }, `node link refused: ${message}`);
-    refuseLink(ws, clock, code, { code: error, message });
+  const { clock, log, replica, heartbeat_ms } = deps;
+  const refuse = ({ close, code, message }: Refused): undefined => {
+    log.warn({ node: node.id, code }, `node link refused: ${message}`);
+    refuseLink(ws, clock, close, { code, message });
   };
-  const tooSoon = () =>
-    refuse(CLOSE.misbehaved, 'invalid_request', 'A node waits for node.registered before it says more.');
+  const misbehaved = (message: string) =>
+    refuse({ close: CLOSE.misbehaved, code: 'invalid_request', message });
+  const tooSoon = () => misbehaved('A node waits for node.registered before it says more.');
   const message = await firstMessage(ws, clock, tooSoon);
   if (message === undefined) return undefined;
-  if (typeof message === 'string') return refuse(CLOSE.misbehaved, 'invalid_request', message);
+  if (typeof message === 'string') return misbehaved(message);
   const received_ms = clock.now_ms();
+  const admitted = await admit(deps, node, message, ws, () => ws.readyState !== ws.OPEN);
+  if (admitted === undefined) return undefined;
+  if ('code' in admitted) return refuse(admitted);
+  ws.off('message', tooSoon);
+  const { epoch } = admitted;
+  const open = (events: LinkEvents) => openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, events });
+  return { epoch, message, received_ms, open };
+}
+
+/**
+ * Whether a node that has introduced itself may come in, whichever way it came.
+ * @param caller one object for this try: the latest of a node's tries overtakes those before it
+ * @returns undefined when the caller has gone meanwhile
+ */
+export async function admit(
+  { clock, epochs }: Pick<RegistrationDeps, 'clock' | 'epochs'>,
+  node: FleetNode,
+  message: NodeMessageOf<'node.register'>,
+  caller: object,
+  gone: () => boolean,
+): Promise<{ epoch: number } | Refused | undefined> {
+  const refused = (close: number, code: ErrorCode, text: string) => ({ close, code, message: text });
   const { min, max } = message.protocol;
   if (PROTOCOL_VERSION < min || PROTOCOL_VERSION > max) {
-    return refuse(
+    return refused(
       CLOSE.protocol,
       'invalid_request',
       `The node speaks protocol ${min} to ${max}, the control plane ${PROTOCOL_VERSION}: upgrade the older of them.`,
     );
   }
+  if (node.superseded.includes(message.boot_id)) {
+    return refused(CLOSE.superseded, 'node_in_use', 'A newer daemon has this credential now.');
+  }
   if (await incumbentAnswers(node, message.boot_id)) {
     node.alarm = { text: 'A second daemon tried to connect with this credential.', at_ms: clock.now_ms() };
-    return refuse(
+    return refused(
       CLOSE.nodeInUse,
       'node_in_use',
       'Another daemon with this credential is connected and alive.',
     );
   }
-  latest.set(node, ws);
-  const epoch = await deps.epochs.take(node.id).catch(() => null);
-  if (epoch === null) return refuse(CLOSE.tryLater, 'unavailable', 'The store does not answer; try again.');
-  if (epoch === undefined) return refuse(CLOSE.revoked, 'revoked', 'This node has been deleted.');
-  if (ws.readyState !== ws.OPEN) return undefined;
-  if (latest.get(node) !== ws) {
-    return refuse(CLOSE.superseded, 'node_in_use', 'A newer connection of this node has overtaken this one.');
+  latest.set(node, caller);
+  const epoch = await epochs.take(node.id).catch(() => null);
+  if (epoch === null) return refused(CLOSE.tryLater, 'unavailable', 'The store does not answer; try again.');
+  if (epoch === undefined) return refused(CLOSE.revoked, 'revoked', 'This node has been deleted.');
+  if (gone()) return undefined;
+  if (latest.get(node) !== caller) {
+    return refused(
+      CLOSE.superseded,
+      'node_in_use',
+      'A newer connection of this node has overtaken this one.',
+    );
   }
   latest.delete(node);
-  ws.off('message', tooSoon);
-  return { ws, socket, epoch, message, received_ms };
+  return { epoch };
 }
 
 /** Another process holds the link and is alive. The same process has only lost its old socket. */
@@ -124,8 +163,8 @@ function firstMessage(
 }
 
 /** The descriptor as far as it is sound; what is not becomes warnings on the node. */
-export function readNodeDescriptor(node: FleetNode, input: unknown) {
+export function readNodeDescriptor(node: FleetNode, input: unknown): Descriptor {
   const { descriptor, warnings } = readDescriptor(input, node.record.name);
   node.warnings = warnings;
-  return { descriptor, warnings };
+  return descriptor;
 }

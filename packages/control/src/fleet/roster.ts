@@ -1,9 +1,12 @@
 import {
   type Clock,
+  type ModelSpots,
   type NodeRecord,
+  type PoolLedger,
   type Timings,
   isStalled,
   matchesModel,
+  newModelSpots,
   resizePools,
 } from '@flotilla/core';
 import type { BackendHealth, Descriptor, Health } from '@flotilla/protocol';
@@ -19,13 +22,17 @@ export interface Roster {
   find(id: string): FleetNode | undefined;
   /** The node whose credential this is, by the credential's hash. */
   byCredential(hash: string, now: number): { node: FleetNode; revoked: boolean } | undefined;
-  /** Every place where a model is served, whatever the state of its node; the array is not to be changed. */
-  spots(model: string): readonly ModelSpot[];
+  /** Every place where a model is served, whatever the state of its node. */
+  spots(model: string): ModelSpots<ModelSpot>;
   /** The model's full name: as given, or with `:latest`. */
   resolve(model: string): string;
   models(): Iterable<string>;
-  /** Takes over the store's snapshot. @returns nodes that are new, changed or gone */
-  load(records: readonly NodeRecord[]): { changed: FleetNode[]; removed: FleetNode[] };
+  /**
+   * Takes over the store's snapshot.
+   * @param unreadable nodes of which the store could not read the row: they stay as they are
+   * @returns nodes that are new, changed (with the new ones) or gone
+   */
+  load(records: readonly NodeRecord[], unreadable: readonly string[]): LoadedNodes;
   describe(node: FleetNode, descriptor: Descriptor, hash: string): void;
   /** @returns whether anything became worse or better for placement */
   setHealth(node: FleetNode, backends: readonly BackendHealth[]): boolean;
@@ -33,12 +40,18 @@ export interface Roster {
   sync(node: FleetNode): boolean;
 }
 
-const NO_SPOTS: readonly ModelSpot[] = [];
+interface LoadedNodes {
+  added: FleetNode[];
+  changed: FleetNode[];
+  removed: FleetNode[];
+}
+
+const NO_SPOTS = newModelSpots<ModelSpot>();
 
 export function createRoster(clock: Clock, timings: Timings): Roster {
   const nodes = new Map<string, FleetNode>();
   const credentials = new Map<string, { node: FleetNode; expires_at: number | null }>();
-  const by_model = new Map<string, ModelSpot[]>();
+  const by_model = new Map<string, ModelSpots<ModelSpot>>();
 
   return {
     all: () => nodes.values(),
@@ -61,34 +74,47 @@ export function createRoster(clock: Clock, timings: Timings): Roster {
       node.descriptor_hash = hash;
       placeSpots(node);
     },
-    setHealth,
+    setHealth(node, backends) {
+      const changed = setHealth(node, backends);
+      if (changed) moved(node);
+      return changed;
+    },
     sync,
   };
 
-  function load(records: readonly NodeRecord[]): { changed: FleetNode[]; removed: FleetNode[] } {
+  function load(records: readonly NodeRecord[], unreadable: readonly string[]): LoadedNodes {
+    const added: FleetNode[] = [];
     const changed: FleetNode[] = [];
-    const seen = new Set<string>();
+    const seen = new Set(unreadable);
     credentials.clear();
     for (const record of records) {
       seen.add(record.id);
       let node = nodes.get(record.id);
       if (node === undefined) {
-        node = newFleetNode(record);
+        node = newFleetNode(record, clock.now_ms(), moved);
         nodes.set(record.id, node);
         placeSpots(node);
-        changed.push(node);
+        added.push(node);
       } else {
         node.record = record;
         if (sync(node)) changed.push(node);
       }
-      for (const { hash, expires_at } of record.credentials) credentials.set(hash, { node, expires_at });
+      noteCredentials(node);
+    }
+    for (const id of unreadable) {
+      const node = nodes.get(id);
+      if (node !== undefined) noteCredentials(node);
     }
     const removed = [...nodes.values()].filter((node) => !seen.has(node.id));
     for (const node of removed) {
       nodes.delete(node.id);
       clearSpots(node);
     }
-    return { changed, removed };
+    return { added, changed: [...added, ...changed], removed };
+  }
+
+  function noteCredentials(node: FleetNode): void {
+    for (const { hash, expires_at } of node.record.credentials) credentials.set(hash, { node, expires_at });
   }
 
   function sync(node: FleetNode): boolean {
@@ -108,6 +134,7 @@ export function createRoster(clock: Clock, timings: Timings): Roster {
     node.labels = record.labels;
     node.allowed_models = record.allowed_models.length === 0 ? null : record.allowed_models;
     node.synced = record;
+    if (changed) moved(node);
     return changed;
   }
 
@@ -129,20 +156,27 @@ export function createRoster(clock: Clock, timings: Timings): Roster {
           slots,
         };
         node.spots.push(spot);
-        const spots = by_model.get(model.id);
-        if (spots === undefined) by_model.set(model.id, [spot]);
-        else spots.push(spot);
+        const spots = by_model.get(model.id) ?? newModelSpots<ModelSpot>();
+        by_model.set(model.id, spots);
+        spots.add(spot);
       }
     }
   }
 
   function clearSpots(node: FleetNode): void {
-    for (const model of new Set(node.spots.map((spot) => spot.model))) {
-      const rest = by_model.get(model)!.filter((spot) => spot.node !== node);
-      if (rest.length === 0) by_model.delete(model);
-      else by_model.set(model, rest);
+    for (const { model } of node.spots) {
+      const spots = by_model.get(model);
+      spots?.remove(node.id);
+      if (spots?.size === 0) by_model.delete(model);
     }
     node.spots = [];
+  }
+
+  /** What the node's spots can do now may have changed. */
+  function moved(node: FleetNode, pool?: PoolLedger): void {
+    for (const spot of node.spots) {
+      if (pool === undefined || spot.slots === pool) by_model.get(spot.model)!.moved(spot);
+    }
   }
 }
 
@@ -182,12 +216,11 @@ function healthOf(
   return { backend_health: backend.health, model_health: own?.health ?? backend.health };
 }
 
-/** Whether any node, in whatever state, may serve the model to somebody. */
-export function isServed(spots: readonly ModelSpot[], labels: Readonly<Record<string, string>>): boolean {
-  return spots.some(
-    ({ node, model }) =>
-      node.state !== 'revoked' &&
-      (node.allowed_models === null || matchesModel(node.allowed_models, model)) &&
-      Object.entries(labels).every(([name, value]) => node.labels[name] === value),
-  );
+/** Whether any of these places, whatever the state of its node, may serve its model to somebody. */
+export function isServed(spots: Iterable<ModelSpot>): boolean {
+  for (const { node, model } of spots) {
+    const allowed = node.allowed_models === null || matchesModel(node.allowed_models, model);
+    if (node.state !== 'revoked' && allowed) return true;
+  }
+  return false;
 }

@@ -56,6 +56,8 @@ export function nodeView(node: FleetNode, clock: Clock, timings: Timings): NodeV
     epoch: node.epoch,
     created_at: iso(record.created_at),
     connected_at: node.link === null || node.connected_at === null ? null : iso(node.connected_at),
+    // Nothing before the second beat: the first one has no round trip to tell of.
+    link_rtt_ms: node.link !== null && node.link.rtt_ms > 0 ? Math.round(node.link.rtt_ms * 10) / 10 : null,
     last_seen_at: node.last_seen_at === null ? null : iso(node.last_seen_at),
     why: why(node, backends, clock, timings),
     host: node.host,
@@ -75,8 +77,11 @@ function why(
   timings: Timings,
 ): NodeView['why'] {
   const { liveness } = node;
+  // Before its first link to this replica only the wait for it has a time.
   const silent_ms =
-    liveness.last_beat_ms === null ? null : Math.round(clock.now_ms() - liveness.last_beat_ms);
+    liveness.last_beat_ms === null || node.connected_at === null
+      ? null
+      : Math.round(clock.now_ms() - liveness.last_beat_ms);
   const failing = backends.flatMap((backend) => {
     const own =
       backend.health === 'healthy' ? [] : [`${backend.id} is ${backend.health}${because(backend.reason)}`];
@@ -109,8 +114,9 @@ function missedBeats(silent_ms: number, { heartbeat_ms, jitter_ms }: Timings): n
 function summary(node: FleetNode, failing: string[]): string {
   const parts = [`${node.state}: ${node.liveness.reason}`];
   if (node.stalled) parts.push("its daemon's main thread stands still");
-  if (node.record.drain_deadline_at !== null) parts.push('it is being drained');
-  else if (node.record.cordoned) parts.push('it is cordoned');
+  if (node.record.drain_deadline_at !== null) {
+    parts.push(node.ledger.holders.size === 0 ? 'it is drained: nothing runs on it' : 'it is being drained');
+  } else if (node.record.cordoned) parts.push('it is cordoned');
   if (node.stopping) parts.push('its daemon is stopping');
   if (node.descriptor !== null && node.descriptor.backends.length === 0) parts.push('it offers no model');
   if (failing.length > 0) parts.push(failing[0]!);

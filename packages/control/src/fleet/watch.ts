@@ -18,12 +18,14 @@ export interface Watch {
 export function createWatch(clock: Clock, timings: Timings, due: (node: FleetNode) => void): Watch {
   const by_last_beat = new Set<FleetNode>();
   let timer: Timer | null = null;
+  let armed_for_ms = Infinity;
 
   return {
     touch(node) {
       by_last_beat.delete(node);
       by_last_beat.add(node);
-      if (timer === null) arm();
+      // A node that is awaited has a later deadline than one that comes after it.
+      if (timer === null || (nextLivenessDeadline(node.liveness, timings) ?? Infinity) < armed_for_ms) arm();
     },
     forget: (node) => void by_last_beat.delete(node),
     close() {
@@ -41,6 +43,8 @@ export function createWatch(clock: Clock, timings: Timings, due: (node: FleetNod
       // Everybody behind the first online node was heard of later than it.
       if (node.liveness.state === 'online') break;
     }
+    timer?.cancel();
+    armed_for_ms = next_ms;
     timer = next_ms === Infinity ? null : clock.after(Math.max(1, next_ms - clock.now_ms()), readFirst);
   }
 

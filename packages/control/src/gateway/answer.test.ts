@@ -8,6 +8,7 @@ import type { ActiveJob, JobEnd, JobRequest } from '../dispatch/active-job.ts';
 import { type Attempt, newAttempt } from '../dispatch/attempt.ts';
 import { type Dispatcher, createDispatcher } from '../dispatch/dispatcher.ts';
 import { createRoster } from '../fleet/roster.ts';
+import { createModelRoutes } from '../upstreams/model-routes.ts';
 import { ManualClock } from '@flotilla/core/testing';
 import { Answer, type AnswerOutcome } from './answer.ts';
 
@@ -30,7 +31,7 @@ beforeEach(async () => {
   clock = new ManualClock();
   settled = [];
   const roster = createRoster(clock, timings(5000));
-  roster.load([awayNode()]);
+  roster.load([awayNode()], []);
   const node = roster.find('node_1')!;
   node.liveness = { ...node.liveness, state: 'suspect' };
   roster.sync(node);
@@ -39,7 +40,7 @@ beforeEach(async () => {
     random: systemRandom,
     log: quiet,
     replica: 'rep_1',
-    roster,
+    places: createModelRoutes(roster, { spots: () => undefined }),
     settings: {
       queue_timeout_ms: 60_000,
       run_timeout_ms: 600_000,
@@ -75,6 +76,19 @@ describe('a stream', () => {
     expect(body).not.toContain('[DONE]');
   });
 
+  it('that has had comments is told in the stream what its backend refuses, in its words', async () => {
+    const { answer, job, reply } = await ask({ streaming: true });
+    clock.advance(10_000);
+    const { part, rest } = await reply;
+    await part();
+    const attempt = begin(answer, job, 'application/json', 400);
+    answer.body(attempt, bytes('{"error":\n{"message":"too long","code":"context"}}'));
+    answer.finished(success(attempt));
+    expect(settled[0]!.outcome).toMatchObject({ outcome: 'invalid_request', status: 400 });
+    settled[0]!.commit();
+    expect(await rest()).toBe('data: {"error":\ndata: {"message":"too long","code":"context"}}\n\n');
+  });
+
   it('keeps its [DONE] back until the record is committed', async () => {
     const { answer, job, reply } = await ask({ streaming: true });
     const attempt = begin(answer, job, 'text/event-stream');
@@ -96,6 +110,7 @@ describe('a stream', () => {
     const body = await (await reply).rest();
     expect(body).toContain('"code":"unavailable"');
     expect(body).not.toContain('[DONE]');
+    expect(settled[1]!.outcome).toMatchObject({ outcome: 'unavailable', end: { state: 'failed' } });
   });
 
   it('without [DONE] is no success', async () => {
@@ -156,6 +171,7 @@ describe('a whole answer', () => {
     expect(status).toBe(503);
     expect(headers.get('retry-after')).not.toBeNull();
     expect(JSON.parse(await rest())).toMatchObject({ error: { code: 'unavailable' } });
+    expect(settled[1]!.outcome).toMatchObject({ outcome: 'unavailable', status: 503 });
   });
 
   it('of 3 MiB flows, but for its last piece', async () => {
@@ -214,7 +230,7 @@ async function ask({ streaming }: { streaming: boolean }) {
   const answer = new Answer(streaming, {
     clock,
     stall_ms: 30_000,
-    settle: (_job, outcome) =>
+    commit: (_job, outcome) =>
       new Promise((resolve, reject) => {
         records.push({
           outcome,
@@ -222,6 +238,7 @@ async function ask({ streaming }: { streaming: boolean }) {
           fail: () => reject(new Error('no store')),
         });
       }),
+    record: (_job, outcome) => void records.push({ outcome, commit() {}, fail() {} }),
     gone: (job, reason) => dispatcher.cancel(job, reason),
     handed: (job) => dispatcher.handed(job),
     credit() {},
@@ -254,10 +271,10 @@ async function ask({ streaming }: { streaming: boolean }) {
   }
 }
 
-function begin(answer: Answer, job: ActiveJob, content_type: string): Attempt {
-  const attempt = newAttempt(job, 1, dispatcher.deps.roster.spots('m')[0]!, 0);
+function begin(answer: Answer, job: ActiveJob, content_type: string, status = 200): Attempt {
+  const attempt = newAttempt(job, 1, [...dispatcher.deps.places.tiers('m')[0]!.spots.all()][0]!, 0);
   answer.started(attempt);
-  answer.head(attempt, 200, [['content-type', content_type]]);
+  answer.head(attempt, status, [['content-type', content_type]]);
   return attempt;
 }
 
@@ -288,6 +305,7 @@ function jobRequest(streaming: boolean): JobRequest {
     labels: {},
     session: null,
     affinity: null,
+    traceparent: null,
     priority: 0,
   };
 }

@@ -1,3 +1,4 @@
+import { isJson } from '../is-json.ts';
 import { type Clock, SseScan, type Timer, estimateUsage } from '@flotilla/core';
 import { ERRORS, type ErrorCode, type TokenUsage, errorBody, retryHeaders } from '@flotilla/protocol';
 import type { ServerResponse } from 'node:http';
@@ -21,8 +22,10 @@ import { Client } from './client.ts';
 export interface AnswerDeps {
   clock: Clock;
   stall_ms: number;
-  /** Commits the record; rejects when it cannot within its time. */
-  settle(job: ActiveJob, outcome: AnswerOutcome): Promise<unknown>;
+  /** Commits the record of a success; rejects when that takes too long for the client to wait. */
+  commit(job: ActiveJob, outcome: AnswerOutcome): Promise<unknown>;
+  /** Sees to it that the record of anything else is committed, however long the store is away. */
+  record(job: ActiveJob, outcome: AnswerOutcome): void;
   /** The client has gone: the work has no purpose any more. */
   gone(job: ActiveJob, reason: string): void;
   handed(job: ActiveJob): void;
@@ -43,6 +46,12 @@ export interface AnswerOutcome {
   finished_ms: number;
 }
 
+const NOTHING_USED: TokenUsage = {
+  prompt_tokens: 0,
+  completion_tokens: 0,
+  cached_tokens: 0,
+  estimated: false,
+};
 const HOLD_BYTES = 1024 * 1024;
 const COMMENT_AFTER_MS = 10_000;
 const COMMENT_EVERY_MS = 10_000;
@@ -159,20 +168,13 @@ export class Answer implements JobSink {
       end.result!.usage,
     );
     try {
-      await this.#deps.settle(this.job, outcome);
+      await this.#deps.commit(this.job, outcome);
     } catch {
-      return this.#refuse(
-        from,
-        'unavailable',
-        'The answer could not be recorded, so it is not given as a success.',
-      );
+      return this.#unrecorded(end, from);
     }
     if (from === 'holding') {
       const body = this.#held.length === 1 ? this.#held[0]! : Buffer.concat(this.#held);
-      if (this.#commented) {
-        // The status line is long gone; what the backend said instead of a stream is told in the stream.
-        return this.#refuse('streaming', 'backend_error', 'The backend did not answer with a stream.');
-      }
+      if (this.#commented) return this.#tellInStream(body);
       return this.#client.answer(
         this.#status,
         { ...this.#replyHeaders(), ...Object.fromEntries(this.#headers) },
@@ -187,11 +189,26 @@ export class Answer implements JobSink {
   #fail(end: JobEnd, from: Phase): void {
     const code = end.code ?? 'internal';
     const started = this.#client.headersSent;
-    const usage = this.#estimate();
-    void this.#deps
-      .settle(this.job, this.#outcome(end, code, started ? 200 : ERRORS[code].status, usage))
-      .catch(() => undefined);
+    // Who got nothing pays nothing, and so nothing twice when it asks again.
+    const usage = this.job.kernel.handed ? this.#estimate() : NOTHING_USED;
+    this.#deps.record(this.job, this.#outcome(end, code, started ? 200 : ERRORS[code].status, usage));
     this.#refuse(from, code, end.message ?? code, end);
+  }
+
+  /** The client is given no success, and so says the record, unless the store has the success and lost only its word. */
+  #unrecorded(end: JobEnd, from: Phase): void {
+    const message = 'The answer could not be recorded, so it is not given as a success.';
+    const failure: JobEnd = { ...end, state: 'failed', code: 'unavailable', message };
+    const status = this.#client.headersSent ? 200 : ERRORS.unavailable.status;
+    this.#deps.record(this.job, this.#outcome(failure, 'unavailable', status, end.result!.usage));
+    this.#refuse(from, 'unavailable', message);
+  }
+
+  /** The status line is long gone: what the backend said instead of a stream is told in the stream, as it said it. */
+  #tellInStream(body: Uint8Array): void {
+    const text = Buffer.from(body).toString().trim();
+    this.#client.write(Buffer.from(`data: ${text.replaceAll(/\r\n|[\r\n]/g, '\ndata: ')}\n\n`), false);
+    this.#client.end();
   }
 
   /** Ends as an error: as a reply of its own where nothing was sent, in the stream where it has begun. */
@@ -230,9 +247,7 @@ export class Answer implements JobSink {
       retry_after_ms: undefined,
     };
     this.#deps.gone(this.job, `the client went away: ${reason}`);
-    void this.#deps
-      .settle(this.job, this.#outcome(end, code, served ? 200 : 499, this.#estimate()))
-      .catch(() => undefined);
+    this.#deps.record(this.job, this.#outcome(end, code, served ? 200 : 499, this.#estimate()));
     this.#deps.over();
   }
 
@@ -259,10 +274,11 @@ export class Answer implements JobSink {
   }
 
   #hold(bytes: Uint8Array): void {
-    // After a comment the status line is gone: such an answer can only be told as an error, so none of it is kept.
-    if (!this.#commented) this.#held.push(bytes);
     this.#held_bytes += bytes.byteLength;
-    if (this.#held_bytes <= HOLD_BYTES || this.#commented) {
+    const fits = this.#held_bytes <= HOLD_BYTES;
+    // After a comment the status line is gone, and it cannot flow: more of an error than fits is nothing for people.
+    if (fits || !this.#commented) this.#held.push(bytes);
+    if (fits || this.#commented) {
       // Ours for good: the node may forget it and send on.
       this.#handed_bytes += bytes.byteLength;
       this.#deps.credit(this.#attempt!, this.#handed_bytes);
@@ -343,13 +359,4 @@ const STREAM_HEADERS = { 'cache-control': 'no-cache', 'x-accel-buffering': 'no' 
 function storiesOf(job: ActiveJob): { attempt: number; outcome: string }[] | undefined {
   if (job.stories.length === 0) return undefined;
   return job.stories.map(({ attempt, outcome, message }) => ({ attempt, outcome, message }));
-}
-
-function isJson(bytes: Buffer): boolean {
-  try {
-    JSON.parse(bytes.toString());
-    return true;
-  } catch {
-    return false;
-  }
 }

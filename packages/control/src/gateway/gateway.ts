@@ -1,13 +1,23 @@
-import { type Clock, type Random, type Settlement, matchesModel } from '@flotilla/core';
+import {
+  type Clock,
+  type KeyRecord,
+  type Log,
+  type Random,
+  type RequestSize,
+  type Settlement,
+  matchesModel,
+} from '@flotilla/core';
 import { FlotillaError, type Operation, makeId } from '@flotilla/protocol';
 import type { FastifyReply, FastifyRequest } from 'fastify';
-import type { Admission, Principal } from '../accounts/principal.ts';
+import type { Admission } from '../accounts/admission.ts';
+import type { Principal } from '../accounts/principal.ts';
 import type { ActiveJob, JobRequest } from '../dispatch/active-job.ts';
 import type { Attempt } from '../dispatch/attempt.ts';
 import type { Dispatcher } from '../dispatch/dispatcher.ts';
 import { jobRecord } from '../dispatch/job-record.ts';
-import { type Roster, isServed } from '../fleet/roster.ts';
 import type { Metrics } from '../telemetry/metrics.ts';
+import { type TracedEnd, type Traces, traceparentOf } from '../telemetry/traces.ts';
+import { type ModelRoutes, mayUse } from '../upstreams/model-routes.ts';
 import { createAffinity } from './affinity.ts';
 import { Answer, type AnswerOutcome } from './answer.ts';
 import { type InferenceRequest, readInferenceRequest, withModel } from './inference-request.ts';
@@ -25,6 +35,11 @@ export interface Gateway {
     principal: Principal,
   ): Promise<void>;
   models(principal: Principal): { id: string; created: number }[];
+  /**
+   * The model that a name stands for, where this key may use it, whoever could serve it now.
+   * @throws FlotillaError `model_not_found`
+   */
+  permittedModel(asked: string, principal: Principal): string;
   /** No new work: the process is stopping. Resolves when what runs has ended, or at the deadline. */
   drain(deadline_ms: number): Promise<void>;
 }
@@ -32,12 +47,14 @@ export interface Gateway {
 export interface GatewayDeps {
   clock: Clock;
   random: Random;
+  log: Log;
   replica: string;
-  roster: Roster;
+  routes: ModelRoutes;
   dispatcher: Dispatcher;
   metrics: Metrics;
+  traces: Pick<Traces, 'request'>;
   settlements: Settlements;
-  admit(principal: Principal): Admission;
+  admit(key: KeyRecord, size: RequestSize): Admission;
   stall_ms: number;
 }
 
@@ -49,18 +66,20 @@ interface Settlements {
 
 /** A success waits this long for its record. */
 const SETTLE_WITHIN_MS = 15_000;
+/** Nobody waits for the record of anything else; there are few, since without its store a replica takes no new work. */
+const RECORD_WITHIN_MS = 24 * 3_600_000;
 /** A store that has failed this long makes new work pointless. */
 const STORE_FAILING_MS = 1000;
 const STORE_RETRY_MS = 2000;
 
 export function createGateway(deps: GatewayDeps): Gateway {
-  const { clock, random, roster, dispatcher, metrics, settlements } = deps;
+  const { clock, random, log, routes, dispatcher, metrics, settlements } = deps;
   const affinity = createAffinity();
   let draining = false;
   let idle: (() => void) | null = null;
   let open = 0;
 
-  return { serve, models, drain };
+  return { serve, models, permittedModel, drain };
 
   async function serve(
     request: FastifyRequest,
@@ -72,7 +91,7 @@ export function createGateway(deps: GatewayDeps): Gateway {
     const body = request.body as Buffer;
     const read = readInferenceRequest(body, operation, request.headers);
     const model = permittedModel(read.model, principal);
-    const admission = deps.admit(principal);
+    const admission = deps.admit(principal.key, read.size);
     try {
       await answer(
         request,
@@ -80,9 +99,12 @@ export function createGateway(deps: GatewayDeps): Gateway {
         operation,
         principal,
         admission,
-        { ...read, model },
+        { ...read, model, asked: read.model },
         bodyFor(body, read, model),
       );
+    } catch (error) {
+      admission.undo();
+      throw error;
     } finally {
       admission.release();
     }
@@ -94,15 +116,26 @@ export function createGateway(deps: GatewayDeps): Gateway {
     operation: Operation,
     principal: Principal,
     admission: Admission,
-    read: InferenceRequest,
+    read: InferenceRequest & { asked: string },
     body: Uint8Array,
   ): Promise<void> {
     const { key } = principal;
+    const traced = deps.traces.request(request.headers, operation, read.asked);
     const { promise, resolve } = Promise.withResolvers<void>();
     const sink = new Answer(read.streaming, {
       clock,
       stall_ms: deps.stall_ms,
-      settle: (job, outcome) => settle(job, outcome, operation),
+      commit: (job, outcome) =>
+        settle(job, outcome, operation, admission, SETTLE_WITHIN_MS).then(() =>
+          ended(job, outcome, operation, traced),
+        ),
+      record(job, outcome) {
+        ended(job, outcome, operation, traced);
+        settle(job, outcome, operation, admission, RECORD_WITHIN_MS).catch((error: unknown) => {
+          admission.forget();
+          log.error({ error, job: job.id, outcome: outcome.outcome }, 'The record of a request was lost.');
+        });
+      },
       gone: (job, reason) => dispatcher.cancel(job, reason),
       handed: (job) => dispatcher.handed(job),
       credit: (attempt, offset) => dispatcher.credit(attempt, offset),
@@ -125,10 +158,11 @@ export function createGateway(deps: GatewayDeps): Gateway {
       add_usage: read.add_usage,
       labels: key.node_labels,
       session: read.affinity,
+      traceparent: traceparentOf(request.headers),
       affinity: read.affinity === null ? null : affinity.node(key.id, read.affinity),
       priority: 0,
     };
-    const active = dispatcher.submit(job, sink);
+    const active = submit(job, sink, admission);
     open++;
     metrics.requestStarted();
     reply.hijack();
@@ -136,14 +170,55 @@ export function createGateway(deps: GatewayDeps): Gateway {
     return promise;
   }
 
-  function settle(job: ActiveJob, answered: AnswerOutcome, operation: Operation): Promise<unknown> {
+  /** What is refused before it was work costs its key nothing, and says so in the headers of every reply. */
+  function submit(job: JobRequest, sink: Answer, admission: Admission): ActiveJob {
+    try {
+      return dispatcher.submit(job, sink);
+    } catch (error) {
+      if (!(error instanceof FlotillaError)) throw error;
+      const headers = { ...admission.undo(), 'x-flotilla-attempts': '0', 'x-flotilla-queue-ms': '0' };
+      throw new FlotillaError(error.code, error.message, { ...error.details, headers });
+    }
+  }
+
+  function ended(
+    job: ActiveJob,
+    answered: AnswerOutcome,
+    operation: Operation,
+    traced: (ended: TracedEnd) => void,
+  ): void {
+    const { outcome, status, usage, first_byte_ms, finished_ms: total_ms } = answered;
+    const { id, model, request_id } = job.request;
+    metrics.requestEnded({ operation, model, outcome, total_ms, first_byte_ms, usage });
+    traced({
+      job: id,
+      request_id,
+      model,
+      outcome,
+      status,
+      usage,
+      first_byte_ms,
+      total_ms,
+      attempts: job.stories,
+      created_at: job.created_at,
+      queue_ms: job.offered_ms === null ? null : job.offered_ms - job.created_ms,
+    });
+  }
+
+  function settle(
+    job: ActiveJob,
+    answered: AnswerOutcome,
+    operation: Operation,
+    admission: Admission,
+    within_ms: number,
+  ): Promise<unknown> {
+    admission.settle(answered.usage, job.created_at);
     const { end, outcome, status, usage, first_byte_ms, finished_ms } = answered;
     const { request } = job;
-    const node = job.last?.node.id ?? job.current?.node.id ?? null;
-    if (request.session !== null && outcome === 'succeeded' && node !== null) {
-      affinity.served(request.key, request.session, node);
+    const server = (job.last ?? job.current)?.node ?? null;
+    if (request.session !== null && outcome === 'succeeded' && server !== null) {
+      affinity.served(request.key, request.session, server.id);
     }
-    metrics.requestEnded({ operation, model: request.model, outcome, total_ms: finished_ms, first_byte_ms });
     const settlement: Settlement = {
       job: jobRecord(job, deps.replica, end.state, {
         code: end.code,
@@ -157,7 +232,8 @@ export function createGateway(deps: GatewayDeps): Gateway {
         key: request.key,
         model: request.model,
         operation,
-        node,
+        node: server?.is_provider === false ? server.id : null,
+        provider: server?.is_provider === true ? server.id : null,
         outcome,
         status,
         attempts: job.stories.length,
@@ -168,7 +244,7 @@ export function createGateway(deps: GatewayDeps): Gateway {
         created_at: job.created_at,
       },
     };
-    return settlements.add(settlement, clock.now_ms() + SETTLE_WITHIN_MS);
+    return settlements.add(settlement, clock.now_ms() + within_ms);
   }
 
   function refuseWhenUnable(): void {
@@ -191,9 +267,10 @@ export function createGateway(deps: GatewayDeps): Gateway {
 
   /** What a key may not use does not exist for it. */
   function permittedModel(asked: string, { key }: Principal): string {
-    const model = roster.resolve(asked);
-    const permitted = matchesModel(key.allowed_models, asked) || matchesModel(key.allowed_models, model);
-    if (permitted && isServed(roster.spots(model), key.node_labels)) return model;
+    const model = routes.resolve(asked);
+    if (model !== null && mayUse(key.allowed_models, asked, model) && routes.serves(model, key.node_labels)) {
+      return model;
+    }
     throw new FlotillaError(
       'model_not_found',
       `The model ${JSON.stringify(asked)} does not exist, or this key may not use it. GET /v1/models lists what it may.`,
@@ -213,22 +290,18 @@ export function createGateway(deps: GatewayDeps): Gateway {
       'x-flotilla-attempts': String(job.kernel.attempt),
       'x-flotilla-queue-ms': String(Math.round((job.offered_ms ?? clock.now_ms()) - job.created_ms)),
     };
-    if (attempt !== null && principal.has('nodes:read'))
-      headers['x-flotilla-node'] = attempt.node.record.name;
+    if (attempt !== null && principal.has('nodes:read')) {
+      const { is_provider, record } = attempt.node;
+      headers[is_provider ? 'x-flotilla-provider' : 'x-flotilla-node'] = record.name;
+    }
     return headers;
   }
 
   function models({ key }: Principal): { id: string; created: number }[] {
-    const found: { id: string; created: number }[] = [];
-    for (const model of roster.models()) {
-      const spots = roster
-        .spots(model)
-        .filter(({ node }) => node.state === 'online' || node.state === 'suspect');
-      if (!matchesModel(key.allowed_models, model) || !isServed(spots, key.node_labels)) continue;
-      const since = Math.min(...spots.map(({ node }) => node.record.created_at));
-      found.push({ id: model, created: Math.floor(since / 1000) });
-    }
-    return found.sort((a, b) => (a.id < b.id ? -1 : 1));
+    return routes
+      .offered((name) => matchesModel(key.allowed_models, name), key.node_labels)
+      .map(({ id, created_at }) => ({ id, created: Math.floor(created_at / 1000) }))
+      .sort((a, b) => (a.id < b.id ? -1 : 1));
   }
 
   async function drain(deadline_ms: number): Promise<void> {

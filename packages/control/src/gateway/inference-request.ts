@@ -1,4 +1,4 @@
-import { replaceMember } from '@flotilla/core';
+import { type RequestSize, replaceMember, requestSize } from '@flotilla/core';
 import { FlotillaError, type Operation } from '@flotilla/protocol';
 
 /**
@@ -11,6 +11,8 @@ export interface InferenceRequest {
   /** The client left `stream_options.include_usage` open. */
   readonly add_usage: boolean;
   readonly affinity: string | null;
+  /** What it may cost. */
+  readonly size: RequestSize;
 }
 
 const AFFINITY_HEADER = 'x-session-affinity';
@@ -53,6 +55,7 @@ export function readInferenceRequest(
     streaming,
     add_usage: streaming && (asked === undefined || asked === null),
     affinity: affinityOf(fields['prompt_cache_key'], headers[AFFINITY_HEADER]),
+    size: requestSize(fields, body.byteLength, operation),
   };
 }
 

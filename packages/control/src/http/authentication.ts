@@ -6,21 +6,26 @@ import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { Keys } from '../accounts/keys.ts';
 import type { Principal } from '../accounts/principal.ts';
 import type { Slowdown } from '../accounts/slowdown.ts';
+import type { Fleet } from '../fleet/fleet.ts';
+import type { NodePeer } from '../fleet/http-nodes.ts';
 import type { AuthSurface, Metrics } from '../telemetry/metrics.ts';
+import type { AddressOf } from './client-address.ts';
 
 export interface AuthenticationDeps {
   keys: Keys;
   slowdown: Slowdown;
   metrics: Pick<Metrics, 'authFailed'>;
   metrics_token: string | undefined;
+  addressOf: AddressOf;
+  fleet: Pick<Fleet, 'peer'>;
 }
 
 /**
- * Who asks, before anything of a body is read: each route says what it needs. Credentials of nodes (`node`) and
- * enrolment tokens (`enrolment`) are checked where they are used.
+ * Who asks, before anything of a body is read: each route says what it needs. Enrolment tokens
+ * are checked where they are used, and so is the credential of an upgrade.
  */
 export function authentication(deps: AuthenticationDeps) {
-  const { keys, slowdown, metrics, metrics_token } = deps;
+  const { keys, slowdown, metrics, metrics_token, addressOf, fleet } = deps;
   return { onRequest, refuse };
 
   async function onRequest(request: FastifyRequest, reply: FastifyReply): Promise<void> {
@@ -28,7 +33,9 @@ export function authentication(deps: AuthenticationDeps) {
     switch (needs) {
       case 'none':
       case 'enrolment':
+        return;
       case 'node':
+        request.peer = await authenticateNode(request, reply);
         return;
       case 'metrics':
         return authenticateScraper(request, reply);
@@ -63,6 +70,19 @@ export function authentication(deps: AuthenticationDeps) {
     );
   }
 
+  async function authenticateNode(request: FastifyRequest, reply: FastifyReply): Promise<NodePeer> {
+    const credential = credentialOf(request.raw);
+    if (credential === undefined)
+      throw noCredential('No node credential was sent; POST /node/v1/enrol gives one.');
+    try {
+      return fleet.peer(credential);
+    } catch (error) {
+      if (error instanceof FlotillaError && (error.code === 'unauthorized' || error.code === 'revoked'))
+        return refuse(request, reply, 'link', error);
+      throw error;
+    }
+  }
+
   /** Counts a refused credential, lets its address wait, and throws the refusal. */
   async function refuse(
     request: FastifyRequest,
@@ -71,7 +91,7 @@ export function authentication(deps: AuthenticationDeps) {
     error: FlotillaError,
   ): Promise<never> {
     metrics.authFailed(surface);
-    const { close } = await slowdown.refused(request.socket.remoteAddress ?? '');
+    const { close } = await slowdown.refused(addressOf(request.raw));
     if (close) reply.header('connection', 'close');
     throw error;
   }

@@ -4,13 +4,15 @@ import type { IncomingMessage } from 'node:http';
 import { PassThrough } from 'node:stream';
 import { describe, expect, test, vi } from 'vitest';
 import { ManualClock } from '@flotilla/core/testing';
+import { createBodyMemory } from '../body-memory.ts';
 import { createBodies } from './bodies.ts';
 
 const LIMIT = 1000;
 
 function setup(body_memory_bytes = 10_000) {
   const clock = new ManualClock();
-  const bodies = createBodies({ body_memory_bytes, client_stall_timeout_ms: 30_000 }, clock);
+  const memory = createBodyMemory(body_memory_bytes);
+  const bodies = createBodies(memory, { client_stall_timeout_ms: 30_000 }, clock);
   const send = (headers: Record<string, string> = {}) => {
     const answer = new EventEmitter();
     const payload = new PassThrough();
@@ -19,7 +21,7 @@ function setup(body_memory_bytes = 10_000) {
     body.catch(() => undefined);
     return { answer, payload, body };
   };
-  return { clock, bodies, send };
+  return { clock, memory, send };
 }
 
 describe('a body', () => {
@@ -43,14 +45,14 @@ describe('a body', () => {
   });
 
   test('that is refused is read to its end first, so that its sender gets the answer', async () => {
-    const { send, clock, bodies } = setup();
+    const { send, clock, memory } = setup();
     const { payload, body } = send({ 'content-length': '5000' });
     const settled = vi.fn<() => void>();
     body.catch(settled);
     payload.write(Buffer.alloc(2500));
     await vi.waitFor(() => expect(payload.readableLength).toBe(0));
     expect(settled).not.toHaveBeenCalled();
-    expect(bodies.held()).toBe(0);
+    expect(memory.held_bytes).toBe(0);
     payload.end(Buffer.alloc(2500));
     await vi.waitFor(() => expect(settled).toHaveBeenCalled());
     const endless = send({ 'content-length': '5000' });
@@ -89,14 +91,14 @@ describe('a body', () => {
 
 describe('the memory of all bodies', () => {
   test('is given back when the answer is over, not before', async () => {
-    const { bodies, send } = setup();
+    const { memory, send } = setup();
     const { answer, payload, body } = send();
     payload.end(Buffer.alloc(700));
     await body;
-    expect(bodies.held()).toBe(700);
+    expect(memory.held_bytes).toBe(700);
     answer.emit('close');
     answer.emit('close');
-    expect(bodies.held()).toBe(0);
+    expect(memory.held_bytes).toBe(0);
   });
 
   test('is bounded: what does not fit is told to come again', async () => {
@@ -121,9 +123,9 @@ describe('the memory of all bodies', () => {
   });
 
   test('is not taken by a length that was only declared', async () => {
-    const { bodies, send } = setup(1500);
+    const { memory, send } = setup(1500);
     send({ 'content-length': '1000' });
     send({ 'content-length': '1000' });
-    expect(bodies.held()).toBe(0);
+    expect(memory.held_bytes).toBe(0);
   });
 });

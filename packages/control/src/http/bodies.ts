@@ -2,6 +2,7 @@ import type { Clock, Timer } from '@flotilla/core';
 import { FlotillaError } from '@flotilla/protocol';
 import type { FastifyRequest } from 'fastify';
 import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { BodyMemory } from '../body-memory.ts';
 import { HttpError } from './errors.ts';
 
 /**
@@ -12,13 +13,6 @@ import { HttpError } from './errors.ts';
 export interface Bodies {
   /** The content-type parser of every route. */
   read(request: FastifyRequest, payload: IncomingMessage): Promise<Buffer>;
-  /** Bytes held now. */
-  held: () => number;
-}
-
-export interface BodyLimits {
-  body_memory_bytes: number;
-  client_stall_timeout_ms: number;
 }
 
 /** Bodies in memory live as long as their requests; a second later some will have ended. */
@@ -26,9 +20,12 @@ const MEMORY_RETRY_MS = 1000;
 /** A body that is refused is read on for this long, unkept, so that its sender gets the refusal and not a reset. */
 const LINGER_MS = 2000;
 
-export function createBodies(limits: BodyLimits, clock: Clock): Bodies {
-  let held = 0;
-  return { read, held: () => held };
+export function createBodies(
+  memory: BodyMemory,
+  limits: { client_stall_timeout_ms: number },
+  clock: Clock,
+): Bodies {
+  return { read };
 
   async function read(request: FastifyRequest, payload: IncomingMessage): Promise<Buffer> {
     const limit = request.routeOptions.bodyLimit;
@@ -38,9 +35,9 @@ export function createBodies(limits: BodyLimits, clock: Clock): Bodies {
 
     function take(bytes: number): FlotillaError | undefined {
       if (share.bytes + bytes > limit) return tooLarge(limit);
-      if (held + bytes > limits.body_memory_bytes) return noMemory();
+      if (!memory.fits(bytes)) return noMemory();
       share.bytes += bytes;
-      held += bytes;
+      memory.take(bytes);
       return undefined;
     }
   }
@@ -52,14 +49,14 @@ export function createBodies(limits: BodyLimits, clock: Clock): Bodies {
     }
     const declared = Number(headers['content-length'] ?? 0);
     if (declared > limit) return tooLarge(limit);
-    return held + declared > limits.body_memory_bytes ? noMemory() : undefined;
+    return memory.fits(declared) ? undefined : noMemory();
   }
 
   /** A request's part of the budget; it goes back once, when the exchange is over. */
   function takeShare(answer: ServerResponse) {
     const share = { bytes: 0 };
     answer.once('close', () => {
-      held -= share.bytes;
+      memory.give(share.bytes);
       share.bytes = 0;
     });
     return share;
@@ -127,7 +124,7 @@ function tooLarge(limit: number): FlotillaError {
   return new FlotillaError('payload_too_large', `The body is larger than ${limit} bytes.`);
 }
 
-function noMemory(): FlotillaError {
+export function noMemory(): FlotillaError {
   return new FlotillaError('unavailable', 'Too many large requests are under way; try again in a moment.', {
     retry_after_ms: MEMORY_RETRY_MS,
   });

@@ -3,7 +3,6 @@ import { FlotillaError, makeId, type TokenView } from '@flotilla/protocol';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { hashCredential, makeCredential } from '../accounts/credential.ts';
 import type { Snapshots } from '../accounts/snapshots.ts';
-import type { Fleet } from '../fleet/fleet.ts';
 import type { AuthSurface } from '../telemetry/metrics.ts';
 import { iso } from './iso.ts';
 import { knownId, notFound, pageRequest } from './paging.ts';
@@ -11,11 +10,12 @@ import type { Handlers } from './routing.ts';
 
 export interface EnrolmentDeps {
   store: Store;
-  fleet: Pick<Fleet, 'refresh'>;
   snapshots: Pick<Snapshots, 'changed'>;
   clock: Clock;
   random: Random;
   log: Log;
+  /** Where machines reach this control plane, when its owner has told. */
+  public_url: string | undefined;
   /** Counts a refused credential and lets its address wait. */
   refuse: (
     request: FastifyRequest,
@@ -28,7 +28,7 @@ export interface EnrolmentDeps {
 type EnrolmentRoutes = 'listTokens' | 'createToken' | 'deleteToken' | 'enrol';
 
 export function enrolmentRoutes(deps: EnrolmentDeps): Pick<Handlers, EnrolmentRoutes> {
-  const { store, fleet, snapshots, clock, random, log, refuse } = deps;
+  const { store, snapshots, clock, random, log, public_url, refuse } = deps;
   return {
     async listTokens({ query }) {
       const page = await store.listTokens(pageRequest(query, 'enrolmentToken'), clock.wall_ms());
@@ -49,7 +49,7 @@ export function enrolmentRoutes(deps: EnrolmentDeps): Pick<Handlers, EnrolmentRo
         expires_at: now + body.ttl_ms,
       };
       await store.insertToken(token);
-      return { ...tokenView(token), token: credential };
+      return { ...tokenView(token), token: credential, public_url: public_url ?? null };
     },
 
     async deleteToken({ params }) {
@@ -74,22 +74,13 @@ export function enrolmentRoutes(deps: EnrolmentDeps): Pick<Handlers, EnrolmentRo
         now,
       });
       if ('refused' in result) return refuseEnrolment(result.refused, body.name, request, reply);
-      await welcome(result.enrolled.id, result.enrolled.name);
-      return { id: result.enrolled.id, name: result.enrolled.name, credential };
+      const { id, name } = result.enrolled;
+      log.info({ node: id, name }, 'A node was enrolled.');
+      // So that its first connection finds it; a failure to read costs it nothing but that.
+      await snapshots.changed();
+      return { id, name, credential };
     },
   };
-
-  /** The node is committed: what fails from here on must not cost it the one sight of its credential. */
-  async function welcome(id: string, name: string): Promise<void> {
-    log.info({ node: id, name }, 'A node was enrolled.');
-    await fleet.refresh().catch((error: unknown) => {
-      log.warn(
-        { error, node: id },
-        'The roster could not be read after an enrolment; the next snapshot has it.',
-      );
-    });
-    void snapshots.changed();
-  }
 
   function refuseEnrolment(
     why: Extract<EnrolmentResult, { refused: string }>['refused'],

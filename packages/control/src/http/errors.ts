@@ -96,7 +96,12 @@ function fastifyError(code: string, status: unknown): FlotillaError {
 }
 
 /** Answers on a bare socket, where there is no reply object: unreadable requests, upgrades that are refused. */
-export function refuseSocket(socket: Duplex, error: FlotillaError, request_id: string): void {
+export function refuseSocket(
+  socket: Duplex,
+  error: FlotillaError,
+  request_id: string,
+  more: Record<string, string> = {},
+): void {
   // What is sent to a peer that is gone fails; there is nobody to tell.
   socket.on('error', () => {});
   if (!socket.writable) {
@@ -106,6 +111,7 @@ export function refuseSocket(socket: Duplex, error: FlotillaError, request_id: s
   const { status, headers, body } = errorAnswer(error);
   const all = {
     ...headers,
+    ...more,
     'x-request-id': request_id,
     'content-length': String(Buffer.byteLength(body)),
     connection: 'close',

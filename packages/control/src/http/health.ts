@@ -7,6 +7,7 @@ export interface HealthDeps {
   clock: Clock;
   log: Log;
   stopping: () => boolean;
+  recording: () => boolean;
 }
 
 /** A store that takes longer than this to answer nothing is of no use to a request either. */
@@ -19,6 +20,7 @@ export function healthRoutes({
   clock,
   log,
   stopping,
+  recording,
 }: HealthDeps): Pick<Handlers, 'healthz' | 'readyz'> {
   let asking: Promise<boolean> | null = null;
   let answered = true;
@@ -29,6 +31,8 @@ export function healthRoutes({
       // Anybody may ask, as often as they like: the store hears one question at a time.
       asking ??= storeAnswers().finally(() => (asking = null));
       if (!(await asking)) throw notReady('The store does not answer.');
+      // It may answer again before the records that waited are written; until then requests are refused.
+      if (!recording()) throw notReady('The store does not take records yet.');
       return { status: 'ready', store: store.engine };
     },
   };

@@ -3,7 +3,7 @@ import type { JobView } from '@flotilla/protocol';
 import { describe, expect, test } from 'vitest';
 import { principalOf } from '../accounts/keys.ts';
 import { keyRecord } from '../testing/key-record.ts';
-import { jobRoutes } from './jobs.ts';
+import { type JobRouteDeps, jobRoutes } from './jobs.ts';
 
 const id = (n: number) => `job_${String(n).padStart(26, '0')}`;
 const own = principalOf(keyRecord({ id: 'key_own', scopes: ['jobs'] }));
@@ -28,7 +28,9 @@ function storedJob(n: number, change: Partial<StoredJob> = {}): StoredJob {
     error_message: null,
     created_at: n,
     finished_at: n + 1,
-    attempts: [{ ...attempt, node: 'node_1', epoch: 4, offered_at: 0, started_at: 1, ended_at: null }],
+    attempts: [
+      { ...attempt, node: 'node_1', provider: null, epoch: 4, offered_at: 0, started_at: 1, ended_at: null },
+    ],
     ...change,
   };
 }
@@ -45,7 +47,9 @@ function openJob(n: number, change: Partial<JobView> = {}): JobView {
     key: 'key_own',
     request_id: 'r',
     position: null,
-    attempts: [{ ...attempt, node: 'node_1', offered_at: time, started_at: null, ended_at: null }],
+    attempts: [
+      { ...attempt, node: 'node_1', provider: null, offered_at: time, started_at: null, ended_at: null },
+    ],
     error: null,
     created_at: time,
     finished_at: null,
@@ -57,6 +61,7 @@ function setup(stored: StoredJob[], open: JobView[]) {
   const cancelled: string[] = [];
   const store = {
     findJob: (wanted: string) => Promise.resolve(stored.find((job) => job.id === wanted)),
+    findDetached: () => Promise.resolve(undefined),
     listJobs(filter: JobFilter, { limit, after }: PageRequest) {
       const rows = stored
         .filter((job) => filter.key === undefined || job.key === filter.key)
@@ -67,8 +72,8 @@ function setup(stored: StoredJob[], open: JobView[]) {
       return Promise.resolve({ rows: kept, next_after: rows.length > limit ? kept.at(-1)!.id : null });
     },
   };
-  const routes = jobRoutes(
-    {
+  const routes = jobRoutes({
+    open: {
       list: () => open,
       find: (wanted) => open.find((job) => job.id === wanted),
       explain: (wanted) => ({
@@ -79,8 +84,14 @@ function setup(stored: StoredJob[], open: JobView[]) {
       }),
       cancel: (wanted) => cancelled.push(wanted) > 0,
     },
-    store,
-  );
+    store: store as unknown as JobRouteDeps['store'],
+    results: { load: () => Promise.resolve({ result: null, erase_at: null }), isJson: () => true },
+    detached: {
+      cancel: (wanted) => Promise.resolve((cancelled.push(wanted), { refused: 'ended' as const })),
+    },
+    places: { tiers: () => [] },
+    everywhere: () => [],
+  });
   type Call = Parameters<typeof routes.listJobs>[0];
   const call = (principal: typeof own, more: Partial<Call>) => ({ principal, ...more }) as never;
   const list = async (principal: typeof own, query: Record<string, unknown>) =>
@@ -161,5 +172,11 @@ describe('one job', () => {
     expect(cancelled).toEqual([id(2)]);
     expect(await routes.cancelJob(one(own, id(3)))).toMatchObject({ state: 'cancelled' });
     await expect(routes.cancelJob(one(own, id(1)))).rejects.toMatchObject({ code: 'conflict' });
+  });
+
+  test('that is detached and was cancelled before is looked after again: its node may not have heard', async () => {
+    const { routes, one, cancelled } = setup([storedJob(3, { attached: false, state: 'cancelled' })], []);
+    expect(await routes.cancelJob(one(own, id(3)))).toMatchObject({ state: 'cancelled' });
+    expect(cancelled).toEqual([id(3)]);
   });
 });

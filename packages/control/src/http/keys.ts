@@ -17,7 +17,7 @@ export interface KeyDeps {
 
 type KeyRoutes = 'whoami' | 'listKeys' | 'createKey' | 'showKey' | 'updateKey' | 'revokeKey';
 
-/** Every change is committed and in this replica's snapshot before its answer, so that the next request sees it. */
+/** Every change is committed and in force on this replica before its answer, also where the store fails after it. */
 export function keyRoutes({ store, keys, snapshots, clock, random }: KeyDeps): Pick<Handlers, KeyRoutes> {
   return {
     whoami: ({ principal: { key } }) => ({ id: key.id, name: key.name, role: key.role, scopes: key.scopes }),
@@ -46,12 +46,15 @@ export function keyRoutes({ store, keys, snapshots, clock, random }: KeyDeps): P
         node_labels: body.node_labels,
         requests_per_minute: body.requests_per_minute ?? null,
         concurrency: body.concurrency ?? null,
+        tokens_per_minute: body.tokens_per_minute ?? null,
+        token_budget: body.token_budget ?? null,
         created_at: now,
         expires_at: body.expires_at === undefined ? null : futureTime(body.expires_at, now),
         last_used_at: null,
         revoked_at: null,
       };
       await store.insertKey(key);
+      keys.put(key);
       await snapshots.changed();
       return { ...keyView(key), key: credential };
     },
@@ -69,6 +72,7 @@ export function keyRoutes({ store, keys, snapshots, clock, random }: KeyDeps): P
       else if (expires_at !== undefined) patch.expires_at = futureTime(expires_at, clock.wall_ms());
       const key = await store.updateKey(knownId('key', params.id, 'key'), patch);
       if (key === undefined) throw notFound('key', params.id);
+      keys.put(key);
       await snapshots.changed();
       return keyView(key);
     },
@@ -77,8 +81,7 @@ export function keyRoutes({ store, keys, snapshots, clock, random }: KeyDeps): P
       const now = clock.wall_ms();
       const key = await store.revokeKey(knownId('key', params.id, 'key'), now);
       if (key === undefined) throw notFound('key', params.id);
-      // At once, even if the store fails between this and the next snapshot.
-      keys.revoked(key.id, now);
+      keys.put(key);
       await snapshots.changed();
       return keyView(key);
     },

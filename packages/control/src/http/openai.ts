@@ -1,6 +1,7 @@
 import { FlotillaError, type Operation } from '@flotilla/protocol';
 import type { Gateway } from '../gateway/gateway.ts';
 import type { Metrics } from '../telemetry/metrics.ts';
+import type { Traces } from '../telemetry/traces.ts';
 import { asFlotillaError } from './errors.ts';
 import type { Call, Handlers } from './routing.ts';
 
@@ -19,6 +20,7 @@ const NO_BODY = Buffer.alloc(0);
 export function openaiRoutes(
   gateway: Gateway,
   metrics: Pick<Metrics, 'requestRefused'>,
+  traces: Pick<Traces, 'refused'>,
 ): Pick<Handlers, OpenAiRoutes> {
   return {
     models: ({ principal }) => ({ object: 'list', data: gateway.models(principal).map(modelView) }),
@@ -51,7 +53,9 @@ export function openaiRoutes(
     try {
       await gateway.serve(request, reply, operation, principal);
     } catch (error) {
-      metrics.requestRefused(operation, asFlotillaError(error).code);
+      const { code } = asFlotillaError(error);
+      metrics.requestRefused(operation, code);
+      traces.refused(request.headers, operation, code);
       throw error;
     }
   }

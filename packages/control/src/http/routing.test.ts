@@ -3,7 +3,7 @@ import fastify from 'fastify';
 import { describe, expect, test } from 'vitest';
 import { z } from 'zod';
 import { HttpError } from './errors.ts';
-import { invalid, nothingHere, refuseForeignRoutes } from './routing.ts';
+import { invalid, nothingHere, read, refuseForeignRoutes } from './routing.ts';
 
 describe('a route', () => {
   const app = fastify();
@@ -72,4 +72,12 @@ describe('what is not valid', () => {
     expect(problem([]).details.param).toBeUndefined();
     expect(problem([]).message).toMatch(/^The body is not valid: expected object/);
   });
+});
+
+test('text that no store takes is refused, in names as in values', () => {
+  const schema = z.object({ metadata: z.record(z.string(), z.unknown()) });
+  for (const metadata of [{ a: '\0' }, { a: ['\ud800'] }, { '\0': 1 }, { a: { '\ud800': 1 } }]) {
+    expect(() => read(schema, { metadata }, 'body')).toThrow(/'metadata.*cannot be stored/);
+  }
+  expect(read(schema, { metadata: { ä: 'ö' } }, 'body')).toEqual({ metadata: { ä: 'ö' } });
 });

@@ -1,8 +1,17 @@
-import { FlotillaError, type Needs, ROUTES, type Route, type RouteName } from '@flotilla/protocol';
+import {
+  FlotillaError,
+  MESSAGE_MAX_BYTES,
+  type Needs,
+  ROUTES,
+  type Route,
+  type RouteName,
+} from '@flotilla/protocol';
 import type { FastifyInstance, FastifyReply, FastifyRequest } from 'fastify';
+import type { Readable } from 'node:stream';
 import type { ServerResponse } from 'node:http';
 import type { z } from 'zod';
 import type { Principal } from '../accounts/principal.ts';
+import type { NodePeer } from '../fleet/http-nodes.ts';
 import { HttpError } from './errors.ts';
 
 /**
@@ -29,9 +38,9 @@ type Part<Name extends RouteName, Key extends string> = (typeof ROUTES)[Name] ex
   : undefined;
 type Read<Name extends RouteName, Key extends string> =
   Part<Name, Key> extends z.ZodType ? z.output<Part<Name, Key>> : undefined;
-/** Routes without an answer schema write on `reply` themselves, or answer nothing (204). */
+/** Routes without an answer schema write on `reply` themselves, give what is sent piece by piece, or answer nothing (204). */
 type Answer<Name extends RouteName> =
-  Part<Name, 'answer'> extends z.ZodType ? z.input<Part<Name, 'answer'>> : void;
+  Part<Name, 'answer'> extends z.ZodType ? z.input<Part<Name, 'answer'>> : Readable | void;
 
 declare module 'fastify' {
   interface FastifyContextConfig {
@@ -42,9 +51,18 @@ declare module 'fastify' {
   interface FastifyRequest {
     /** Who asks; null on routes that need no key. */
     principal: Principal | null;
+    /** The node that asks; null on routes that need no node's credential. */
+    peer: NodePeer | null;
     answer: ServerResponse;
   }
 }
+
+/** Runs a handler as an act of administration that leaves a row. */
+export type Audited = <T>(
+  action: string,
+  call: Pick<Call<RouteName>, 'principal' | 'params' | 'body' | 'request'>,
+  run: () => Promise<T>,
+) => Promise<T>;
 
 export interface RouteBodies {
   /** `raw`: the handler reads the body's bytes itself, from `request.body`. */
@@ -55,16 +73,26 @@ export interface RouteBodies {
 /** Administration needs less than a chat with images does. */
 const ADMIN_BODY_LIMIT_BYTES = 1024 * 1024;
 
-export function registerRoutes(app: FastifyInstance, handlers: Handlers, bodies: RouteBodies): void {
+function limitOf(needs: Needs): number {
+  return needs === 'node' ? MESSAGE_MAX_BYTES : ADMIN_BODY_LIMIT_BYTES;
+}
+
+export function registerRoutes(
+  app: FastifyInstance,
+  handlers: Handlers,
+  bodies: RouteBodies,
+  audited: Audited,
+): void {
   for (const name of Object.keys(ROUTES) as RouteName[]) {
     const { method, path, needs } = ROUTES[name];
     const raw = bodies.raw.includes(name);
     app.route({
       method,
       url: path,
-      bodyLimit: raw ? bodies.raw_limit_bytes : ADMIN_BODY_LIMIT_BYTES,
+      bodyLimit: raw ? bodies.raw_limit_bytes : limitOf(needs),
       config: { name, needs },
-      handler: (request, reply) => run(name, handlers[name] as Handler<RouteName>, raw, request, reply),
+      handler: (request, reply) =>
+        run(name, handlers[name] as Handler<RouteName>, raw, audited, request, reply),
     });
   }
 }
@@ -84,6 +112,7 @@ async function run(
   name: RouteName,
   handler: Handler<RouteName>,
   raw: boolean,
+  audited: Audited,
   request: FastifyRequest,
   reply: FastifyReply,
 ): Promise<unknown> {
@@ -96,7 +125,10 @@ async function run(
     request,
     reply,
   } as Call<RouteName>;
-  const answer = await handler(call);
+  const handle = async () => handler(call);
+  // HEAD looks, and acts on nothing.
+  const answer =
+    route.audit && request.method !== 'HEAD' ? await audited(route.audit, call, handle) : await handle();
   if (reply.sent) return reply;
   reply.code(route.status ?? 200);
   return reply.send(answer);
@@ -114,16 +146,24 @@ function jsonBody(request: FastifyRequest): unknown {
     );
   }
   try {
-    return JSON.parse(decoder.decode(body));
-  } catch {
+    return JSON.parse(decoder.decode(body), refuseProto);
+  } catch (error) {
+    if (error instanceof FlotillaError) throw error;
     throw new FlotillaError('invalid_request', 'The body is not valid JSON.');
   }
+}
+
+/** A record with this name in it would be read without it, and a key meant to be restricted by it would not be. */
+function refuseProto(name: string, value: unknown): unknown {
+  if (name === '__proto__') throw new FlotillaError('invalid_request', 'No field is called __proto__.');
+  return value;
 }
 
 /** Invalid UTF-8 is refused: replaced, it would be stored as another text than was sent. */
 const decoder = new TextDecoder('utf-8', { fatal: true });
 
-function read(schema: z.ZodType, value: unknown, place: 'path' | 'query' | 'body'): unknown {
+/** What the schema makes of it. @throws FlotillaError `invalid_request` that names the first field at fault */
+export function read(schema: z.ZodType, value: unknown, place: 'path' | 'query' | 'body'): unknown {
   const parsed = schema.safeParse(value);
   if (!parsed.success) throw invalid(parsed.error, value, place);
   const unsound = unsoundText(parsed.data);
@@ -144,8 +184,10 @@ function unsoundText(value: unknown): string | undefined {
     const [path, at] = next;
     if (typeof at === 'string' && (at.includes('\0') || !at.isWellFormed())) return path;
     if (typeof at !== 'object' || at === null) continue;
-    for (const [name, member] of Object.entries(at))
+    for (const [name, member] of Object.entries(at)) {
+      if (name.includes('\0') || !name.isWellFormed()) return path;
       waiting.push([path === '' ? name : `${path}.${name}`, member]);
+    }
   }
   return undefined;
 }
@@ -164,6 +206,7 @@ export function invalid(error: z.ZodError, value: unknown, place: string): Floti
 function problem(issue: z.core.$ZodIssue, value: unknown): string {
   if (issue.code === 'unrecognized_keys') return 'is not a field of this request.';
   if (value === undefined && issue.code !== 'custom') return 'is missing.';
+  if (issue.code === 'too_small' && issue.origin === 'string') return 'is empty, or too short.';
   return `is not valid: ${issue.message.replace(/^Invalid (input|option|string): /, '').replace(/\.$/, '')}.`;
 }
 
@@ -193,6 +236,12 @@ export function nothingHere(method: string, url: string): FlotillaError {
     return new HttpError(405, `${method} is not possible here; ${allow} is.`, { allow });
   }
   const shown = path.length > 200 ? `${path.slice(0, 200)}…` : path;
+  if (PATTERNS.some(({ pattern }) => pattern.test(`/v1${path.replace(/\/+$/, '')}`))) {
+    return new FlotillaError(
+      'not_found',
+      `There is no ${shown} here: the base URL of an OpenAI client ends with /v1, as in http://…/v1.`,
+    );
+  }
   if (path !== '/v1' && !path.startsWith('/v1/')) {
     return new FlotillaError('not_found', `There is no ${shown} here; /openapi.json lists what there is.`);
   }

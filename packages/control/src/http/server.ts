@@ -1,29 +1,55 @@
-import fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
+import fastify, {
+  type FastifyHttpOptions,
+  type FastifyInstance,
+  type FastifyReply,
+  type FastifyRequest,
+} from 'fastify';
 import type { Clock, Log, Random, Store } from '@flotilla/core';
-import { FlotillaError, ROUTES } from '@flotilla/protocol';
-import type { IncomingMessage, ServerResponse } from 'node:http';
+import { FlotillaError, ROUTES, type RouteName } from '@flotilla/protocol';
+import type { IncomingMessage, Server, ServerOptions, ServerResponse } from 'node:http';
 import type { Duplex } from 'node:stream';
 import type { Keys } from '../accounts/keys.ts';
+import type { Limits } from '../accounts/limits.ts';
 import type { Slowdown } from '../accounts/slowdown.ts';
 import type { Snapshots } from '../accounts/snapshots.ts';
 import type { ControlConfig } from '../config.ts';
 import type { OpenJobs } from '../dispatch/open-jobs.ts';
+import type { Discoveries } from '../discovery/discoveries.ts';
+import type { BodyMemory } from '../body-memory.ts';
+import type { Detached } from '../detached/detached.ts';
 import type { Fleet } from '../fleet/fleet.ts';
+import type { Roster } from '../fleet/roster.ts';
 import type { Gateway } from '../gateway/gateway.ts';
+import type { Sealer } from '../secrets/sealer.ts';
 import type { Metrics } from '../telemetry/metrics.ts';
+import type { Traces } from '../telemetry/traces.ts';
+import type { ModelRoutes } from '../upstreams/model-routes.ts';
+import type { Providers } from '../upstreams/providers.ts';
 import { authentication } from './authentication.ts';
+import { auditing, auditRoutes } from './audit.ts';
+import { backupRoutes } from './backup.ts';
 import { createBodies } from './bodies.ts';
+import { clientAddresses } from './client-address.ts';
+import { cors } from './cors.ts';
+import { discoveryRoutes } from './discovery.ts';
+import { RAW_JOB_ROUTES, detachedRoutes } from './detached.ts';
 import { enrolmentRoutes } from './enrolment.ts';
 import { asFlotillaError, clientFault, errorAnswer, HttpError, refuseSocket } from './errors.ts';
 import { healthRoutes } from './health.ts';
-import { jobRoutes } from './jobs.ts';
+import { findJob, jobRoutes, shown } from './jobs.ts';
 import { keyRoutes } from './keys.ts';
 import { metricsRoutes } from './metrics.ts';
+import { nodeHttpRoutes, STREAMED_BODY_ROUTES } from './node-http.ts';
+import { modelRouteRoutes } from './model-routes.ts';
 import { nodeRoutes } from './nodes.ts';
 import { openaiRoutes, RAW_BODY_ROUTES } from './openai.ts';
 import { openapiRoutes } from './openapi.ts';
+import { pulseRoutes } from './pulse.ts';
+import { providerRoutes } from './providers.ts';
 import { requestIds } from './request-id.ts';
+import { createResults } from './results.ts';
 import { type Handlers, nothingHere, refuseForeignRoutes, registerRoutes } from './routing.ts';
+import { TLS_MIN_VERSION, type TlsPair } from './tls.ts';
 import { usageRoutes } from './usage.ts';
 
 /**
@@ -38,14 +64,27 @@ export interface HttpDeps {
   log: Log;
   store: Store;
   metrics: Metrics;
+  traces: Traces;
   keys: Keys;
+  limits: Limits;
   snapshots: Pick<Snapshots, 'changed'>;
   slowdown: Slowdown;
   fleet: Fleet;
+  discoveries: Discoveries;
+  providers: Providers;
+  routes: ModelRoutes;
+  sealer: Sealer | null;
   jobs: OpenJobs;
+  detached: Detached;
+  roster: Roster;
   gateway: Gateway;
+  memory: BodyMemory;
   /** Readiness ends before the server does, so that load balancers go elsewhere. */
   stopping: () => boolean;
+  /** Whether records of requests are being written. */
+  recording: () => boolean;
+  /** The port then speaks https and wss. */
+  tls: TlsPair | undefined;
 }
 
 /** A client gets this long for its headers: slow ones hold a socket each, and nothing else yet. */
@@ -56,9 +95,12 @@ const HEADERS_CHECK_MS = 1000;
 const KEEP_ALIVE_MS = 75_000;
 const HEADERS_MAX_BYTES = 16 * 1024;
 const PATH_PARAM_MAX = 1024;
+const UNABLE_RETRY_MS = 2000;
 
 export function createHttpServer(deps: HttpDeps): FastifyInstance {
   const { config, clock, log } = deps;
+  const addressOf = clientAddresses(config.trusted_proxies);
+  const crossOrigin = cors(config.cors_origins);
   const nextId = requestIds(clock, deps.random);
   const app = fastify({
     logger: false,
@@ -67,15 +109,7 @@ export function createHttpServer(deps: HttpDeps): FastifyInstance {
     // Answers take as long as models do; silence is judged where the bytes flow.
     requestTimeout: 0,
     keepAliveTimeout: KEEP_ALIVE_MS,
-    http: {
-      headersTimeout: HEADERS_TIMEOUT_MS,
-      connectionsCheckingInterval: HEADERS_CHECK_MS,
-      maxHeaderSize: HEADERS_MAX_BYTES,
-      // Asked for below, where the refusal has our shape.
-      requireHostHeader: false,
-      // HTTP clients that offer h2c with every request (Java's) are answered as if they had not.
-      shouldUpgradeCallback: ({ headers }) => headers.upgrade?.toLowerCase() === 'websocket',
-    },
+    ...listener(deps.tls),
     routerOptions: {
       ignoreTrailingSlash: true,
       ignoreDuplicateSlashes: true,
@@ -95,23 +129,28 @@ export function createHttpServer(deps: HttpDeps): FastifyInstance {
     },
   });
 
-  const auth = authentication({ ...deps, metrics_token: config.metrics_token });
+  const auth = authentication({ ...deps, metrics_token: config.metrics_token, addressOf });
   app.decorateRequest('principal', null);
+  app.decorateRequest('peer', null);
   app.decorateRequest('answer', null as unknown as ServerResponse);
   app.addHook('onRequest', async (request, reply) => {
     begin(request, reply);
     if (request.headers.host === undefined && request.raw.httpVersion === '1.1')
       throw new FlotillaError('invalid_request', 'A request of HTTP/1.1 has a Host header.');
+    if (crossOrigin.preflight(request, reply)) return reply;
     if (request.is404) throw nothingHere(request.method, request.url);
     await auth.onRequest(request, reply);
+    tellRates(request, reply);
   });
   app.setErrorHandler(send);
   readBodies(app, deps);
   refuseForeignRoutes(app);
-  registerRoutes(app, handlers(deps, auth.refuse), {
-    raw: RAW_BODY_ROUTES,
-    raw_limit_bytes: config.body_limit_bytes,
-  });
+  registerRoutes(
+    app,
+    handlers(deps, auth.refuse),
+    { raw: [...RAW_BODY_ROUTES, ...RAW_JOB_ROUTES], raw_limit_bytes: config.body_limit_bytes },
+    auditing({ ...deps, addressOf }),
+  );
   app.server.maxConnections = config.connection_limit;
   app.server.on('upgrade', (request: IncomingMessage, socket: Duplex, head: Buffer) =>
     upgrade(request, socket, head),
@@ -132,13 +171,21 @@ export function createHttpServer(deps: HttpDeps): FastifyInstance {
     reply.raw.setHeader('x-request-id', request.id);
     reply.raw.setHeader('x-content-type-options', 'nosniff');
     reply.raw.setHeader('cache-control', 'no-store');
+    crossOrigin.begin(request, reply);
+  }
+
+  /** On every answer of `/v1`; those that take something of a limit say how it stands after that. */
+  function tellRates({ principal, routeOptions }: FastifyRequest, reply: FastifyReply): void {
+    if (principal === null || routeOptions.url?.startsWith('/v1/') !== true) return;
+    for (const [name, value] of Object.entries(deps.limits.headers(principal.key)))
+      reply.raw.setHeader(name, value);
   }
 
   function send(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
     const known = asFlotillaError(error);
     const what = { request_id: request.id, method: request.method, route: request.routeOptions?.url };
     if (known.code === 'internal') log.error({ ...what, error }, 'A request failed by a fault of ours.');
-    else if (known.status >= 500) log.debug({ ...what, error }, 'A request was refused.');
+    else log.debug({ ...what, error }, 'A request was refused.');
     if (reply.raw.headersSent) {
       reply.raw.destroy();
       return;
@@ -151,39 +198,93 @@ export function createHttpServer(deps: HttpDeps): FastifyInstance {
     // The peer may go away while it is being answered.
     socket.on('error', () => {});
     const path = request.url?.split('?')[0] ?? '/';
-    const refuse = (error: FlotillaError) => refuseSocket(socket, error, nextId(request));
+    const refuse = (error: FlotillaError) => {
+      // By this header `flotilla doctor` tells an upgrade that arrived from one that a proxy made a plain request.
+      const more = { 'sec-websocket-version': '13' };
+      const answer = () => refuseSocket(socket, error, nextId(request), more);
+      if (error.code !== 'unauthorized' && error.code !== 'revoked') return answer();
+      deps.metrics.authFailed('link');
+      void deps.slowdown.refused(addressOf(request)).then(answer);
+    };
     if (path === ROUTES.link.path && request.method === ROUTES.link.method)
       deps.fleet.upgrade(request, socket, head, refuse);
     else refuse(new FlotillaError('not_found', `Only ${ROUTES.link.path} can be upgraded.`));
   }
 }
 
-function readBodies(app: FastifyInstance, { config, clock, metrics }: HttpDeps): void {
-  const bodies = createBodies(
-    {
-      body_memory_bytes: config.body_memory_bytes,
-      client_stall_timeout_ms: config.client_stall_timeout_ms,
-    },
-    clock,
-  );
-  metrics.watch({ bodyBytes: bodies.held });
+/** How the port is opened: the same limits with TLS and without. */
+function listener(tls: TlsPair | undefined): FastifyHttpOptions<Server> {
+  const limits: ServerOptions = {
+    headersTimeout: HEADERS_TIMEOUT_MS,
+    connectionsCheckingInterval: HEADERS_CHECK_MS,
+    maxHeaderSize: HEADERS_MAX_BYTES,
+    // Asked for where requests begin, so that the refusal has our shape.
+    requireHostHeader: false,
+    // HTTP clients that offer h2c with every request (Java's) are answered as if they had not.
+    shouldUpgradeCallback: ({ headers }) => headers.upgrade?.toLowerCase() === 'websocket',
+  };
+  if (tls === undefined) return { http: limits };
+  const { cert, key } = tls;
+  const https = { ...limits, cert, key, minVersion: TLS_MIN_VERSION, handshakeTimeout: HEADERS_TIMEOUT_MS };
+  // Of a server with TLS, fastify has a type of its own; nothing here or in a handler can tell them apart.
+  return { https } as unknown as FastifyHttpOptions<Server>;
+}
+
+function readBodies(app: FastifyInstance, { config, clock, metrics, memory }: HttpDeps): void {
+  const bodies = createBodies(memory, config, clock);
+  metrics.watch({ bodyBytes: () => memory.held_bytes });
+  const streamed = new Set<RouteName | undefined>(STREAMED_BODY_ROUTES);
   app.removeAllContentTypeParsers();
   app.addContentTypeParser('*', (request: FastifyRequest, payload: IncomingMessage) =>
-    bodies.read(request, payload),
+    streamed.has(request.routeOptions.config.name) ? Promise.resolve(payload) : bodies.read(request, payload),
   );
 }
 
 function handlers(deps: HttpDeps, refuse: ReturnType<typeof authentication>['refuse']): Handlers {
+  const jobs = {
+    open: deps.jobs,
+    store: deps.store,
+    results: createResults({ ...deps, stall_ms: deps.config.client_stall_timeout_ms }),
+    detached: deps.detached,
+    places: deps.routes,
+    everywhere: () => [...deps.roster.all(), ...[...deps.providers.all()].map(({ node }) => node)],
+  };
   return {
     ...healthRoutes(deps),
     ...metricsRoutes(deps.metrics),
     ...openapiRoutes(deps.config.public_url),
-    ...openaiRoutes(deps.gateway, deps.metrics),
+    ...openaiRoutes(deps.gateway, deps.metrics, deps.traces),
     ...keyRoutes(deps),
-    ...enrolmentRoutes({ ...deps, refuse }),
+    ...enrolmentRoutes({ ...deps, public_url: deps.config.public_url, refuse }),
     ...nodeRoutes(deps.fleet),
-    ...jobRoutes(deps.jobs, deps.store),
-    ...usageRoutes(deps.store),
+    ...discoveryRoutes(deps.discoveries, deps.roster),
+    ...jobRoutes(jobs),
+    ...detachedRoutes({
+      detached: deps.detached,
+      clock: deps.clock,
+      limits: deps.limits,
+      find: async (id, principal) => shown(await findJob(jobs, id, principal), principal),
+      rules: {
+        permittedModel: (asked, principal) => deps.gateway.permittedModel(asked, principal),
+        queue_timeout_ms: deps.config.detached_queue_timeout_ms,
+        run_timeout_ms: deps.config.run_timeout_ms,
+        retention_ms: deps.config.detached_retention_ms,
+      },
+      refuseWhenUnable() {
+        if (deps.stopping() || !deps.recording()) {
+          const message =
+            'This control plane takes no new work now: it is stopping, or its store does not answer.';
+          throw new FlotillaError('unavailable', message, { retry_after_ms: UNABLE_RETRY_MS });
+        }
+      },
+    }),
+    ...nodeHttpRoutes(deps.fleet),
+    ...providerRoutes(deps),
+    ...modelRouteRoutes(deps),
+    ...auditRoutes(deps.store),
+    ...usageRoutes(deps),
+    ...pulseRoutes(deps.clock),
+    ...backupRoutes({ ...deps, stall_ms: deps.config.client_stall_timeout_ms }),
     link() {
       // What asks for an upgrade never comes here.
       throw new HttpError(426, 'The node link is a WebSocket.', {

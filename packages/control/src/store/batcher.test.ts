@@ -203,6 +203,27 @@ describe('the batcher', () => {
     expect(batcher.failing_since_ms).toBeNull();
   });
 
+  test('suspected by another, it counts as failing until the store answers, though no row waits', async () => {
+    const { batcher, clock, pings, setUp } = harness();
+    clock.advance(100);
+    setUp(false);
+    batcher.suspect();
+    batcher.suspect();
+    await settled();
+    expect(batcher.failing_since_ms).toBe(100);
+    clock.advance(1000);
+    await settled();
+    expect(batcher.failing_since_ms).toBe(100);
+    expect(pings()).toBe(2);
+    setUp(true);
+    clock.advance(1000);
+    await settled();
+    expect(batcher.failing_since_ms).toBeNull();
+    await batcher.close();
+    batcher.suspect();
+    expect(batcher.failing_since_ms).toBeNull();
+  });
+
   test('with no row left to try, it finds out by itself that the store is back', async () => {
     const { batcher, clock, last, pings, setUp } = harness();
     setUp(false);
@@ -230,6 +251,23 @@ describe('the batcher', () => {
     last().commit();
     await closed;
     expect(await answer).toBe(10);
+    expect(clock.pending).toBe(0);
+  });
+
+  test('closing gives up what the store does not take: a process that stops does not stay for it', async () => {
+    const { batcher, clock, last, setUp } = harness();
+    setUp(false);
+    const answer = outcome(batcher.add(1, LATE));
+    const closed = batcher.close();
+    for (let second = 0; second < 16; second++) {
+      last().fail(down());
+      await settled();
+      clock.advance(1_000);
+      await settled();
+    }
+    last().fail(down());
+    await closed;
+    expect(await answer).toBe('The record was not committed in time.');
     expect(clock.pending).toBe(0);
   });
 

@@ -10,7 +10,7 @@ import { failureKind } from './failure.ts';
  *                      │  ▲
  *            transient │  └── back-off over (50 ms, doubling to 1 s)
  *                      ▼
- *                   backing off: rows keep their places; with none left it pings until the store answers
+ *     idle ──suspect──▶ backing off: rows keep their places; with none left it pings until the store answers
  *
  * A flush that fails for its data is repeated row by row, so that one bad row fails alone. Hence `flush` must be safe to
  * repeat with rows that it may have committed. A row's promise resolves once committed; it rejects with the row's own
@@ -30,7 +30,7 @@ export interface BatcherOptions<Row, Result> {
 
 interface Entry<Row, Result> {
   readonly row: Row;
-  readonly deadline_ms: number;
+  deadline_ms: number;
   settled: boolean;
   resolve(result: Result): void;
   reject(error: unknown): void;
@@ -42,6 +42,8 @@ const FIRST_BACK_OFF_MS = 50;
 const LONGEST_BACK_OFF_MS = 1_000;
 /** A flush that has not come back for this long counts as failing: a server can vanish without an error. */
 const STALLED_MS = 500;
+/** A process that stops while its store is away does not stay for it. */
+const CLOSE_WITHIN_MS = 15_000;
 /** A deadline further away is looked at again then: no clock has to keep timers for days. */
 const LONGEST_WATCH_MS = 60_000;
 
@@ -91,9 +93,26 @@ export class Batcher<Row, Result> {
     });
   }
 
-  /** Takes no more rows; resolves when those that wait are committed or past their deadlines. */
-  async close(): Promise<void> {
+  /**
+   * Somebody else found the store failing. Without rows nobody would try it here, and the next ones would be taken in
+   * good faith: so it counts as failing from now until it answers.
+   */
+  suspect(): void {
+    // Who is at work finds out by itself.
+    if (this.#closed || this.#running !== undefined) return;
+    this.#failures = 1;
+    this.#first_failure_ms = this.#options.clock.now_ms();
+    this.#running = this.#run();
+  }
+
+  /** Takes no more rows; resolves when those that wait are committed, past their deadlines, or have waited so long. */
+  async close(within_ms = CLOSE_WITHIN_MS): Promise<void> {
     this.#closed = true;
+    const latest_ms = this.#options.clock.now_ms() + within_ms;
+    for (const entry of [...this.#flying, ...this.#queue]) {
+      entry.deadline_ms = Math.min(entry.deadline_ms, latest_ms);
+    }
+    if (this.#waiting > 0) this.#watch(latest_ms);
     await this.#running;
   }
 

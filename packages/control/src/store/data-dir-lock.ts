@@ -25,6 +25,25 @@ interface Holder {
 
 const SQLITE_BUSY = 5;
 
+/** Another process has the directory; the message names it and says what to do. */
+export class DataDirInUse extends Error {
+  override readonly name = 'DataDirInUse';
+  readonly holder: string;
+
+  constructor(data_dir: string, holder: Holder | undefined, options: ErrorOptions) {
+    const who =
+      holder === undefined
+        ? 'another process'
+        : `process ${holder.pid} on ${holder.host} since ${holder.since}`;
+    super(
+      `The data directory ${data_dir} is in use by ${who}. ` +
+        'Stop that process first, or give this one a directory of its own (--data-dir or FLOTILLA_DATA_DIR).',
+      options,
+    );
+    this.holder = who;
+  }
+}
+
 /** @throws Error that names the directory and its holder, if another process has it */
 export function lockDataDir(data_dir: string): DataDirLock {
   const holderFile = join(data_dir, 'store.holder.json');
@@ -34,7 +53,7 @@ export function lockDataDir(data_dir: string): DataDirLock {
   } catch (error) {
     lock.close();
     if (!isBusy(error)) throw error;
-    throw new Error(inUse(data_dir, readHolder(holderFile)), { cause: error });
+    throw new DataDirInUse(data_dir, readHolder(holderFile), { cause: error });
   }
   writeHolder(holderFile);
   let held = true;
@@ -64,15 +83,4 @@ function readHolder(file: string): Holder | undefined {
   } catch {
     return undefined; // between its lock and its note
   }
-}
-
-function inUse(data_dir: string, holder: Holder | undefined): string {
-  const who =
-    holder === undefined
-      ? 'another process'
-      : `process ${holder.pid} on ${holder.host} since ${holder.since}`;
-  return (
-    `The data directory ${data_dir} is in use by ${who}. ` +
-    'Stop that process first, or give this one a directory of its own (--data-dir or FLOTILLA_DATA_DIR).'
-  );
 }

@@ -1,4 +1,5 @@
 import type { Enrolment, EnrolmentResult, NodeRecord, TokenRecord } from '@flotilla/core';
+import { noteInAct } from './audit.ts';
 import { administer } from './config-version.ts';
 import { encode } from './json.ts';
 import type { Sql } from './sql.ts';
@@ -17,6 +18,7 @@ export async function enrolNode(sql: Sql, enrolment: Enrolment): Promise<Enrolme
     if (token.expires_at <= enrolment.now) return { refused: 'token_expired' };
     if (token.uses >= token.max_uses) return { refused: 'token_used' };
 
+    noteInAct({ token: token.id });
     // The token's labels outrank the node's: a node cannot drop what its operator put on it.
     const labels = { ...enrolment.labels, ...token.labels };
     const made = await administer(

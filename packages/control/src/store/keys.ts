@@ -4,7 +4,7 @@ import { encode } from './json.ts';
 import { type Param, prepared, type Sql } from './sql.ts';
 
 const COLUMNS = `id, name, hash, role, scopes, allowed_models, node_labels, requests_per_minute, concurrency,
-  created_at, expires_at, last_used_at, revoked_at`;
+  tokens_per_minute, token_budget, created_at, expires_at, last_used_at, revoked_at`;
 
 const load = prepared('load-keys', `select ${COLUMNS} from api_keys order by id`);
 
@@ -18,7 +18,7 @@ export async function insertKey(sql: Sql, key: KeyRecord): Promise<void> {
     `insert into api_keys (${COLUMNS})
      select ${COLUMNS} from jsonb_to_record($1::jsonb) as r (
        id text, name text, hash text, role text, scopes jsonb, allowed_models jsonb, node_labels jsonb,
-       requests_per_minute bigint, concurrency bigint,
+       requests_per_minute bigint, concurrency bigint, tokens_per_minute bigint, token_budget jsonb,
        created_at bigint, expires_at bigint, last_used_at bigint, revoked_at bigint)
      returning id`,
     [encode(key)],
@@ -33,6 +33,8 @@ const PATCHABLE: Record<keyof KeyPatch, 'plain' | 'jsonb'> = {
   node_labels: 'jsonb',
   requests_per_minute: 'plain',
   concurrency: 'plain',
+  tokens_per_minute: 'plain',
+  token_budget: 'jsonb',
   expires_at: 'plain',
 };
 

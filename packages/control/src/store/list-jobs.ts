@@ -7,7 +7,7 @@ import { prepared, type Sql } from './sql.ts';
 const COLUMNS = `${JOB_COLUMNS},
   coalesce((
     select jsonb_agg(jsonb_build_object(
-      'attempt', a.attempt, 'node', a.node, 'backend', a.backend, 'epoch', a.epoch, 'outcome', a.outcome,
+      'attempt', a.attempt, 'node', a.node, 'provider', a.provider, 'backend', a.backend, 'epoch', a.epoch, 'outcome', a.outcome,
       'code', a.code, 'message', a.message, 'offered_at', a.offered_at, 'started_at', a.started_at,
       'ended_at', a.ended_at) order by a.attempt)
     from attempts a where a.job = jobs.id), '[]') as attempts`;

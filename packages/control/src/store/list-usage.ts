@@ -26,6 +26,7 @@ const GROUPS = {
   model: 'model',
   key: `coalesce(key, '')`,
   node: `coalesce(node, '')`,
+  provider: `coalesce(provider, '')`,
   day: `to_char(to_timestamp(created_at / 1000) at time zone 'UTC', 'YYYY-MM-DD')`,
 } as const;
 
@@ -38,7 +39,8 @@ export async function summarizeUsage(
   return sql.query<UsageGroup>(
     `select ${GROUPS[by]} as "group", count(*) as requests,
        count(*) filter (where outcome not in ('succeeded', 'cancelled')) as failed,
-       sum(prompt_tokens)::bigint as prompt_tokens, sum(completion_tokens)::bigint as completion_tokens,
+       least(sum(prompt_tokens), ${Number.MAX_SAFE_INTEGER})::bigint as prompt_tokens,
+       least(sum(completion_tokens), ${Number.MAX_SAFE_INTEGER})::bigint as completion_tokens,
        count(*) filter (where estimated) as estimated
      from usage ${conditions.where} group by 1 order by 1`,
     conditions.params,
@@ -50,6 +52,7 @@ function matching(filter: UsageFilter): Conditions {
   conditions.when(filter.key, (key) => `key = ${key}`);
   conditions.when(filter.model, (model) => `model = ${model}`);
   conditions.when(filter.node, (node) => `node = ${node}`);
+  conditions.when(filter.provider, (provider) => `provider = ${provider}`);
   conditions.when(filter.since, (since) => `created_at >= ${since}`);
   conditions.when(filter.until, (until) => `created_at < ${until}`);
   return conditions;

@@ -23,28 +23,47 @@ const readVersion = prepared(
  */
 export async function migrate(sql: Sql, migrations: readonly Migration[], log: Log): Promise<void> {
   await sql.transaction(async (tx) => {
-    await tx.query('select pg_advisory_xact_lock($1)', [MIGRATION_LOCK]);
-    await tx.query(
-      `create table if not exists schema_migrations (
-         version bigint primary key,
-         name text not null,
-         applied_at bigint not null
-       )`,
-    );
-    const [found] = await tx.query<{ version: number }>(readVersion);
-    const from = found?.version ?? 0;
-    const newest = migrations.at(-1)?.version ?? 0;
-    if (from > newest) throw new Error(newerSchema(from, newest));
-    for (const migration of migrations.filter(({ version }) => version > from)) {
-      for (const statement of migration.statements) await tx.query(statement);
-      await tx.query(
-        `insert into schema_migrations (version, name, applied_at)
-         values ($1, $2, ${NOW_MS})`,
-        [migration.version, migration.name],
-      );
-      log.info({ version: migration.version, name: migration.name }, 'The schema of the store was migrated.');
-    }
+    await lockSchema(tx);
+    await migrateLocked(tx, migrations, log);
   });
+}
+
+/** Held until the transaction's end: no replica starts on the store meanwhile. */
+export async function lockSchema(tx: Sql): Promise<void> {
+  await tx.query('select pg_advisory_xact_lock($1)', [MIGRATION_LOCK]);
+}
+
+/** The same within a transaction that has locked the schema. */
+export async function migrateLocked(tx: Sql, migrations: readonly Migration[], log: Log): Promise<void> {
+  await tx.query(
+    `create table if not exists schema_migrations (
+       version bigint primary key,
+       name text not null,
+       applied_at bigint not null
+     )`,
+  );
+  const [found] = await tx.query<{ version: number }>(readVersion);
+  const from = found?.version ?? 0;
+  const newest = migrations.at(-1)?.version ?? 0;
+  if (from > newest) throw new Error(newerSchema(from, newest));
+  for (const migration of migrations.filter(({ version }) => version > from)) {
+    for (const statement of migration.statements) await tx.query(statement);
+    await tx.query(
+      `insert into schema_migrations (version, name, applied_at)
+       values ($1, $2, ${NOW_MS})`,
+      [migration.version, migration.name],
+    );
+    log.info({ version: migration.version, name: migration.name }, 'The schema of the store was migrated.');
+  }
+}
+
+/** @returns the schema's version, 0 where there is none */
+export async function schemaVersion(sql: Pick<Sql, 'query'>): Promise<number> {
+  const [there] = await sql.query<{ found: boolean }>(
+    `select to_regclass('schema_migrations') is not null as found`,
+  );
+  if (there?.found !== true) return 0;
+  return (await sql.query<{ version: number }>(readVersion))[0]?.version ?? 0;
 }
 
 function newerSchema(found: number, known: number): string {

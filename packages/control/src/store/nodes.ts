@@ -1,4 +1,11 @@
-import type { CredentialRecord, Log, NodePatch, NodeRecord } from '@flotilla/core';
+import type {
+  CredentialRecord,
+  KnownDescriptor,
+  LoadedNodes,
+  Log,
+  NodePatch,
+  NodeRecord,
+} from '@flotilla/core';
 import { type NodeState, readDescriptor } from '@flotilla/protocol';
 import { z } from 'zod';
 import { administer } from './config-version.ts';
@@ -6,9 +13,9 @@ import { assign } from './keys.ts';
 import { NOW_MS, prepared, type Sql } from './sql.ts';
 
 /** One row a node, its credentials gathered in it; `n` is nodes or what a statement has just returned of it. */
-const select = (from: string) => `
+const select = (from: string, descriptor = 'n.descriptor') => `
   select n.id, n.name, n.labels, n.allowed_models, l.state, n.cordoned, n.drain_deadline_at, l.epoch,
-    n.descriptor, n.descriptor_hash, l.close_reason, n.created_at, l.last_seen_at, n.revoked_at,
+    ${descriptor} as descriptor, n.descriptor_hash, l.close_reason, n.created_at, l.last_seen_at, n.revoked_at,
     coalesce((
       select jsonb_agg(jsonb_build_object(
         'id', c.id, 'hash', c.hash, 'created_at', c.created_at, 'expires_at', c.expires_at) order by c.id)
@@ -16,7 +23,11 @@ const select = (from: string) => `
       where c.node = n.id and (c.expires_at is null or c.expires_at > ${NOW_MS} - 86400000)), '[]') as credentials
   from ${from} n join node_liveness l on l.node = n.id`;
 
-const load = prepared('load-nodes', `${select('nodes')} order by n.id`);
+const load = prepared('load-nodes', `${select('nodes', 'null::jsonb')} order by n.id`);
+const descriptors = prepared(
+  'load-descriptors',
+  'select id, descriptor from nodes where id in (select jsonb_array_elements_text($1::jsonb)) and descriptor is not null',
+);
 const find = prepared('find-node', `${select('nodes')} where n.id = $1`);
 
 interface NodeRow extends Omit<NodeRecord, 'descriptor' | 'labels' | 'allowed_models'> {
@@ -27,9 +38,32 @@ interface NodeRow extends Omit<NodeRecord, 'descriptor' | 'labels' | 'allowed_mo
   credentials: CredentialRecord[];
 }
 
-export async function loadNodes(sql: Sql, log: Log): Promise<NodeRecord[]> {
+interface DescriptorRow {
+  id: string;
+  descriptor: unknown;
+}
+
+/** Each change of the configuration asks for all nodes; their descriptors, most of the bytes, travel once. */
+export async function loadNodes(
+  sql: Sql,
+  log: Log,
+  known: KnownDescriptor = () => undefined,
+): Promise<LoadedNodes> {
   const rows = await sql.query<NodeRow>(load);
-  return rows.flatMap((row) => readNode(row, log) ?? []);
+  const had = new Map(rows.map((row) => [row.id, known(row.id, row.descriptor_hash ?? '')]));
+  const missing = rows.filter((row) => had.get(row.id) === undefined).map((row) => row.id);
+  const stored =
+    missing.length === 0 ? [] : await sql.query<DescriptorRow>(descriptors, [JSON.stringify(missing)]);
+  const read = new Map(stored.map(({ id, descriptor }) => [id, descriptor]));
+  const nodes: NodeRecord[] = [];
+  const unreadable: string[] = [];
+  for (const row of rows) {
+    const node = readNode({ ...row, descriptor: read.get(row.id) ?? null }, log);
+    const descriptor = had.get(row.id);
+    if (node === undefined) unreadable.push(row.id);
+    else nodes.push(descriptor === undefined ? node : { ...node, descriptor });
+  }
+  return { nodes, unreadable };
 }
 
 async function findNode(sql: Sql, id: string, log: Log): Promise<NodeRecord | undefined> {
@@ -42,14 +76,14 @@ const models = z.array(z.string());
 
 /**
  * One row as the roster sees it. What is unreadable in it never costs the others: without its descriptor a node stays,
- * offers nothing and, having no hash, is asked for it again; without rights that can be read it is left out.
+ * offers nothing and, having no hash, is asked for it again; without rights that can be read it is named, and keeps those it had where it is known.
  */
 function readNode(row: NodeRow, log: Log): NodeRecord | undefined {
   const rights = z.object({ labels, allowed_models: models }).safeParse(row);
   if (!rights.success) {
     log.error(
       { node: row.id },
-      'A node was left out: its labels or allowed models in the store are unreadable.',
+      'The labels or allowed models of a node are unreadable in the store; what was known of it stands.',
     );
     return undefined;
   }
@@ -129,6 +163,8 @@ export async function deleteNode(sql: Sql, id: string): Promise<boolean> {
   return sql.transaction(async (tx) => {
     await tx.query('delete from node_credentials where node = $1', [id]);
     await tx.query('delete from node_liveness where node = $1', [id]);
+    await tx.query('delete from model_discoveries where node = $1', [id]);
+    await tx.query('delete from model_catalogues where node = $1', [id]);
     return (await administer(tx, 'delete from nodes where id = $1 returning id', [id])).length > 0;
   });
 }

@@ -1,5 +1,5 @@
 import type { Log, Store } from '@flotilla/core';
-import { migrate } from './migrate.ts';
+import { type Migration, migrate } from './migrate.ts';
 import { MIGRATIONS } from './migrations/all.ts';
 import { openPglite } from './pglite.ts';
 import { openPostgres } from './postgres.ts';
@@ -14,13 +14,17 @@ export async function openStore(options: StoreOptions, log: Log): Promise<Store>
 }
 
 /** @returns the engine below a store, its schema migrated */
-export async function openEngine(options: StoreOptions, log: Log): Promise<Engine> {
+export async function openEngine(
+  options: StoreOptions,
+  log: Log,
+  migrations: readonly Migration[] = MIGRATIONS,
+): Promise<Engine> {
   const engine =
     'database_url' in options
       ? await openPostgres(options.database_url, log)
       : await openPglite(options.data_dir, log);
   try {
-    await migrate(engine, MIGRATIONS, log);
+    await migrate(engine, migrations, log);
     return engine;
   } catch (error) {
     await engine.close();

@@ -1,3 +1,4 @@
+import type { Noted } from './pglite-copy.ts';
 import type { Param } from './sql.ts';
 
 /** What the main thread and the thread of the embedded store say to each other. */
@@ -9,6 +10,8 @@ export type Work =
   | { do: 'query'; transaction: number | null; name: string; text: string; params: readonly Param[] }
   | { do: 'begin'; transaction: number }
   | { do: 'end'; transaction: number; commit: boolean }
+  /** Ends a copy that was begun: between two transactions, so that it holds whole ones only. */
+  | { do: 'copy'; to: string; noted: Noted }
   | { do: 'close' };
 export type Request = Work & { id: number };
 

@@ -18,7 +18,11 @@ export class PgliteSession {
 
   async query(name: string, text: string, params: readonly Param[]): Promise<unknown[]> {
     const parts: Uint8Array[] = [];
-    if (name === '' || !this.#known.has(name)) parts.push(serialize.parse({ name, text }));
+    if (name === '' || !this.#known.has(name)) {
+      // A statement whose first execution failed is kept under its name all the same, and could not be parsed again.
+      if (name !== '') parts.push(serialize.close({ type: 'S', name }));
+      parts.push(serialize.parse({ name, text }));
+    }
     parts.push(
       serialize.bind({ statement: name, values: params.map(toText) }),
       serialize.describe({ type: 'P' }),

@@ -2,6 +2,7 @@ import { existsSync, globSync, renameSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { parentPort, workerData } from 'node:worker_threads';
 import { PGlite } from '@electric-sql/pglite';
+import { copyChanges } from './pglite-copy.ts';
 import type { Answer, Failure, Opened, Request, WorkerOptions } from './pglite-messages.ts';
 import { PgliteSession } from './pglite-session.ts';
 
@@ -16,6 +17,14 @@ import { PgliteSession } from './pglite-session.ts';
  * what it sends afterwards is refused. When the process dies, what was not committed is gone.
  */
 const IDLE_IN_TRANSACTION_MS = 10_000;
+
+/**
+ * PostgreSQL's own 128 MB are zeroed at each start: that was half of the time to open a store, and 110 MB of memory.
+ * The whole of a home's store fits into this, and what does not is in the cache of the file system.
+ */
+const START_PARAMS = [...PGlite.defaultStartParams, '-c', 'shared_buffers=32MB'];
+
+const OLDEST_LOG = 'select pg_walfile_name(redo_lsn) as file from pg_control_checkpoint()';
 
 const port = parentPort!;
 const waiting: Request[] = [];
@@ -41,16 +50,16 @@ try {
  */
 async function open(data_dir: string): Promise<PGlite> {
   const final = join(data_dir, 'store');
-  for (const leftover of globSync('store.new-*', { cwd: data_dir })) {
+  for (const leftover of globSync(['store.new-*', 'store.copy-*'], { cwd: data_dir })) {
     rmSync(join(data_dir, leftover), { recursive: true });
   }
   if (!existsSync(final)) {
     const fresh = join(data_dir, `store.new-${process.pid}`);
-    const pglite = await PGlite.create(fresh);
+    const pglite = await PGlite.create(fresh, { startParams: START_PARAMS });
     await pglite.close();
     renameSync(fresh, final);
   }
-  return PGlite.create(final);
+  return PGlite.create(final, { startParams: START_PARAMS });
 }
 
 async function work(): Promise<void> {
@@ -89,6 +98,14 @@ async function serve(request: Request): Promise<unknown[]> {
       holder = null;
       await session.query('', request.commit ? 'commit' : 'rollback', []);
       return [];
+    case 'copy': {
+      // What lies in memory only is written, so that the copy opens without a long recovery.
+      await session.query('', 'checkpoint', []);
+      const [oldest] = await session.query('', OLDEST_LOG, []);
+      const { data_dir } = workerData as WorkerOptions;
+      copyChanges(join(data_dir, 'store'), request.to, request.noted, (oldest as { file: string }).file);
+      return [];
+    }
     case 'close':
       await session.close();
       return [];

@@ -1,12 +1,15 @@
 import { chmodSync, mkdirSync } from 'node:fs';
-import { resolve } from 'node:path';
+import { mkdtemp, rm, statfs } from 'node:fs/promises';
+import { join, resolve } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import type { Log } from '@flotilla/core';
+import { FlotillaError } from '@flotilla/protocol';
 import { type DataDirLock, lockDataDir } from './data-dir-lock.ts';
 import { asStoreError } from './failure.ts';
+import { copyRoughly } from './pglite-copy.ts';
 import type { Answer, Failure, Opened, Request, Work, WorkerOptions } from './pglite-messages.ts';
 import { startUpkeep } from './pglite-upkeep.ts';
-import type { Engine, Param, Sql, Statement } from './sql.ts';
+import { BEGIN_SNAPSHOT, type Engine, type Param, type Snapshot, type Sql, type Statement } from './sql.ts';
 
 /**
  * The embedded store as the main thread sees it: the lock on the data directory, the worker that owns the database, and
@@ -17,16 +20,43 @@ import type { Engine, Param, Sql, Statement } from './sql.ts';
  */
 export async function openPglite(data_dir: string, log: Log): Promise<Engine> {
   const directory = resolve(data_dir);
-  mkdirSync(directory, { recursive: true, mode: 0o700 });
-  chmodSync(directory, 0o700);
+  makeDirectory(directory);
   const lock = lockDataDir(directory);
   try {
-    const worker = await startWorker({ data_dir: directory });
-    return new Pglite(worker, lock, log);
+    return await openUnlocked(directory, log, lock);
   } catch (error) {
     lock.release();
     const reason = error instanceof Error ? error.message : String(error);
-    throw new Error(`The embedded store in ${directory} could not be opened: ${reason}`, { cause: error });
+    throw new Error(
+      `The embedded store in ${directory} could not be opened: ${reason} ` +
+        'If its files are damaged, restore them from a backup, or move the directory away to begin anew.',
+      { cause: error },
+    );
+  }
+}
+
+/**
+ * A store in a directory that nobody else can know of, or whose lock the caller has.
+ * @param lock released when the store is closed
+ */
+export async function openUnlocked(
+  directory: string,
+  log: Log,
+  lock: DataDirLock | null = null,
+): Promise<Engine> {
+  return new Pglite(directory, await startWorker({ data_dir: directory }), lock, log);
+}
+
+export function makeDirectory(directory: string): void {
+  try {
+    mkdirSync(directory, { recursive: true, mode: 0o700 });
+    chmodSync(directory, 0o700);
+  } catch (error) {
+    throw new Error(
+      `The data directory ${directory} cannot be made or used (${(error as Error).message}). ` +
+        'Give another with --data-dir or FLOTILLA_DATA_DIR.',
+      { cause: error },
+    );
   }
 }
 
@@ -43,6 +73,9 @@ async function startWorker(options: WorkerOptions): Promise<Worker> {
   throw errorOf(opened.failure);
 }
 
+const MIB = 1024 * 1024;
+const ROOM_LEFT_BYTES = 256 * MIB;
+
 interface Waiter {
   resolve(rows: unknown[]): void;
   reject(error: Error): void;
@@ -51,23 +84,28 @@ interface Waiter {
 class Pglite implements Engine {
   readonly kind = 'embedded';
   readonly durability = 'process death';
+  readonly #directory: string;
   readonly #worker: Worker;
-  readonly #lock: DataDirLock;
+  readonly #lock: DataDirLock | null;
+  readonly #log: Log;
   readonly #stopUpkeep: () => void;
   readonly #waiters = new Map<number, Waiter>();
   #requests = 0;
   #transactions = 0;
   #broken: Error | undefined;
 
-  constructor(worker: Worker, lock: DataDirLock, log: Log) {
+  constructor(directory: string, worker: Worker, lock: DataDirLock | null, log: Log) {
+    this.#directory = directory;
     this.#worker = worker;
     this.#lock = lock;
+    this.#log = log;
     worker.on('message', (answer: Answer) => this.#settle(answer));
     worker.on('error', (error) => this.#break(error, log));
     worker.on('exit', (code) =>
       this.#break(new Error(`The thread of the embedded store ended with code ${code}.`), log),
     );
-    this.#stopUpkeep = startUpkeep(this, log);
+    // What is open for one purpose only is gone before it needs any; a snapshot could not be vacuumed at all.
+    this.#stopUpkeep = lock === null ? () => undefined : startUpkeep(this, log);
   }
 
   query<Row>(statement: Statement | string, params: readonly Param[] = []): Promise<Row[]> {
@@ -94,6 +132,50 @@ class Pglite implements Engine {
     return result;
   }
 
+  /**
+   * PGlite has one connection, and a transaction that is read for minutes would stop every settlement meanwhile. So the
+   * store's files are copied, of which only the last step holds the others up, and the copy is opened by a thread of
+   * its own (400 MB of memory for as long as it is read).
+   */
+  async snapshot(): Promise<Snapshot> {
+    await this.#assertRoom();
+    const directory = await mkdtemp(join(this.#directory, 'store.copy-'));
+    const drop = () => rm(directory, { recursive: true, force: true });
+    try {
+      const copy = join(directory, 'store');
+      const noted = await copyRoughly(join(this.#directory, 'store'), copy);
+      await this.#ask({ do: 'copy', to: copy, noted });
+      const sql = await openUnlocked(directory, this.#log);
+      const close = async () => {
+        await sql.close();
+        await drop();
+      };
+      await sql.query(BEGIN_SNAPSHOT).catch(async (error: unknown) => {
+        await close();
+        throw error;
+      });
+      return { sql, close };
+    } catch (error) {
+      await drop();
+      throw error;
+    }
+  }
+
+  /** A disk that a copy fills up would stop the store itself. */
+  async #assertRoom(): Promise<void> {
+    const [size] = await this.query<{ bytes: number }>(
+      'select sum(pg_database_size(oid))::bigint as bytes from pg_database',
+    );
+    const needed = 1.2 * (size?.bytes ?? 0) + ROOM_LEFT_BYTES;
+    const { bavail, bsize } = await statfs(this.#directory);
+    if (bavail * bsize >= needed) return;
+    throw new FlotillaError(
+      'unavailable',
+      `A snapshot of the embedded store needs ${Math.ceil(needed / MIB)} MB beside it for a moment; ` +
+        `the disk has ${Math.floor((bavail * bsize) / MIB)} MB left. Make room, then try again.`,
+    );
+  }
+
   async close(): Promise<void> {
     this.#stopUpkeep();
     if (this.#broken === undefined) {
@@ -101,7 +183,7 @@ class Pglite implements Engine {
       this.#broken = new Error('The store is closed.');
     }
     await this.#worker.terminate();
-    this.#lock.release();
+    this.#lock?.release();
   }
 
   #query<Row>(

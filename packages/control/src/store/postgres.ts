@@ -1,7 +1,15 @@
 import type { Log } from '@flotilla/core';
 import pg from 'pg';
 import { asStoreError } from './failure.ts';
-import { decode, type Engine, type Param, type Sql, type Statement } from './sql.ts';
+import {
+  BEGIN_SNAPSHOT,
+  decode,
+  type Engine,
+  type Param,
+  type Snapshot,
+  type Sql,
+  type Statement,
+} from './sql.ts';
 
 /**
  * PostgreSQL >= 15 through a pool. A server that restarts costs the statements under way (`unavailable`) and nothing
@@ -11,23 +19,27 @@ const CONNECTIONS = 10;
 const CONNECT_TIMEOUT_MS = 5_000;
 const STATEMENT_TIMEOUT_MS = 10_000;
 /** The client's own limit, for a server that has vanished without a word. */
-const ANSWER_TIMEOUT_MS = STATEMENT_TIMEOUT_MS + 2_000;
+const ANSWER_GRACE_MS = 2_000;
 const IDLE_IN_TRANSACTION_MS = 10_000;
 const OLDEST_VERSION = 150_000;
+/** A snapshot is read page by page, as fast as its reader takes them; the reader has a limit of its own. */
+const SNAPSHOT_STATEMENT_TIMEOUT_MS = 60_000;
 
-export async function openPostgres(database_url: string, log: Log): Promise<Engine> {
+export interface PostgresLimits {
+  /** How long a statement may take; a restore builds and checks whole tables in one. */
+  statement_timeout_ms?: number;
+}
+
+export async function openPostgres(
+  database_url: string,
+  log: Log,
+  { statement_timeout_ms = STATEMENT_TIMEOUT_MS }: PostgresLimits = {},
+): Promise<Engine> {
   const pool = new pg.Pool({
-    connectionString: database_url,
-    application_name: 'flotilla',
+    ...connection(database_url, statement_timeout_ms),
     max: CONNECTIONS,
     idleTimeoutMillis: 60_000,
-    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
-    keepAlive: true,
-    keepAliveInitialDelayMillis: 10_000,
-    statement_timeout: STATEMENT_TIMEOUT_MS,
-    query_timeout: ANSWER_TIMEOUT_MS,
     idle_in_transaction_session_timeout: IDLE_IN_TRANSACTION_MS,
-    types: { getTypeParser: ((oid: number) => (text: string) => decode(oid, text)) as never },
   });
   pool.on('error', (error) => log.warn({ err: error.message }, 'An idle connection to PostgreSQL was lost.'));
   try {
@@ -36,16 +48,31 @@ export async function openPostgres(database_url: string, log: Log): Promise<Engi
     await pool.end();
     throw error;
   }
-  return new Postgres(pool);
+  return new Postgres(pool, database_url);
+}
+
+function connection(database_url: string, statement_timeout_ms: number) {
+  return {
+    connectionString: database_url,
+    application_name: 'flotilla',
+    connectionTimeoutMillis: CONNECT_TIMEOUT_MS,
+    keepAlive: true,
+    keepAliveInitialDelayMillis: 10_000,
+    statement_timeout: statement_timeout_ms,
+    query_timeout: statement_timeout_ms + ANSWER_GRACE_MS,
+    types: { getTypeParser: ((oid: number) => (text: string) => decode(oid, text)) as never },
+  };
 }
 
 class Postgres implements Engine {
   readonly kind = 'postgres';
   readonly durability = 'power loss';
   readonly #pool: pg.Pool;
+  readonly #database_url: string;
 
-  constructor(pool: pg.Pool) {
+  constructor(pool: pg.Pool, database_url: string) {
     this.#pool = pool;
+    this.#database_url = database_url;
   }
 
   query<Row>(statement: Statement | string, params: readonly Param[] = []): Promise<Row[]> {
@@ -78,15 +105,30 @@ class Postgres implements Engine {
     }
   }
 
+  /** On a connection of its own: one of the pool's would be missing for as long as the snapshot is read. */
+  async snapshot(): Promise<Snapshot> {
+    const client = new pg.Client(connection(this.#database_url, SNAPSHOT_STATEMENT_TIMEOUT_MS));
+    client.on('error', () => undefined); // the statement that meets it rejects by itself
+    const close = () => client.end();
+    try {
+      await client.connect();
+      await client.query(BEGIN_SNAPSHOT);
+    } catch (error) {
+      await close().catch(() => undefined);
+      throw asStoreError(error);
+    }
+    return { sql: new PostgresTransaction(client), close };
+  }
+
   async close(): Promise<void> {
     await this.#pool.end();
   }
 }
 
 class PostgresTransaction implements Sql {
-  readonly #client: pg.PoolClient;
+  readonly #client: pg.ClientBase;
 
-  constructor(client: pg.PoolClient) {
+  constructor(client: pg.ClientBase) {
     this.#client = client;
   }
 
@@ -100,7 +142,7 @@ class PostgresTransaction implements Sql {
 }
 
 async function run<Row>(
-  on: pg.Pool | pg.PoolClient,
+  on: pg.Pool | pg.ClientBase,
   statement: Statement | string,
   params: readonly Param[],
 ): Promise<Row[]> {

@@ -20,7 +20,8 @@ import { prepared, type Sql } from './sql.ts';
  * Measured on 2 shared cores of an AMD EPYC, load average 3, rows settled a second with 1, 30 and 300 a batch:
  *   PGlite through its thread     1,400   6,200   8,000      CPU of the thread a row: 0.42, 0.14, 0.11 ms
  *   PostgreSQL 15, fsync on       1,300   7,900  11,300      CPU of this process a row: 0.27, 0.03, 0.01 ms
- * Hence 3,000/s take 0.35 to 0.45 of a core on PGlite. Tried and not better, by PGlite's CPU a row at 30 a batch:
+ * A row in a large batch costs a fraction of a row alone, so all that ended while the last batch was in flight goes in
+ * the next one. Tried and not better, by PGlite's CPU a row at 30 a batch:
  * json instead of jsonb +25 % (each `->` reads the text again); three parameters, one an array, the same; positional
  * arrays instead of names −5 %, and unreadable; attempts as a jsonb column of jobs −5 %; no secondary index −25 %.
  * Without a kept plan (pglite-session.ts) everything costs nearly double.

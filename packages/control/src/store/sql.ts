@@ -25,11 +25,21 @@ export type Param = string | number | boolean | null;
 export interface Engine extends Sql {
   readonly kind: 'embedded' | 'postgres';
   readonly durability: 'process death' | 'power loss';
+  /** The store as it is at one moment, to be read for as long as that takes while everything else goes on. */
+  snapshot(): Promise<Snapshot>;
+  close(): Promise<void>;
+}
+
+export interface Snapshot {
+  /** One connection inside a transaction that only reads. */
+  readonly sql: Pick<Sql, 'query'>;
   close(): Promise<void>;
 }
 
 /** The store's own clock. It stamps rows and judges the deadlines that it has stamped; no machine's clock meets it. */
 export const NOW_MS = '(extract(epoch from clock_timestamp()) * 1000)::bigint';
+
+export const BEGIN_SNAPSHOT = 'begin isolation level repeatable read read only';
 
 export function prepared(name: string, text: string): Statement {
   return { name, text };

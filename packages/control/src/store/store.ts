@@ -1,25 +1,39 @@
 import type { Log, Store } from '@flotilla/core';
+import { listAudit, runAct } from './audit.ts';
+import { dumpStore } from './backup/dump.ts';
 import { configVersion } from './config-version.ts';
 import { acceptJobs } from './detached/accept-jobs.ts';
-import { deleteBodies, eraseBodies, loadBodies } from './detached/bodies.ts';
+import { deleteBodies, eraseBodies, loadBodies, loadResult, measureResult } from './detached/bodies.ts';
 import { claimJobs } from './detached/claim-jobs.ts';
 import { cancelJob, expireJobs } from './detached/end-jobs.ts';
 import { finishJobs } from './detached/finish-jobs.ts';
-import { findDetached, heldJobs, keepJobs } from './detached/held-jobs.ts';
-import { readyJobs } from './detached/ready-jobs.ts';
+import { findDetached, heldJobs, heldNodes, keepJobs } from './detached/held-jobs.ts';
+import { nextDue, readyJobs, readyLanes } from './detached/ready-jobs.ts';
 import { requeueJobs } from './detached/requeue-jobs.ts';
 import { startJobs } from './detached/start-jobs.ts';
+import { loadCatalogues } from './discovery/catalogues.ts';
+import { findDiscovery } from './discovery/find-discovery.ts';
+import { finishDiscovery } from './discovery/finish-discovery.ts';
+import { noteDiscoveries } from './discovery/note-discoveries.ts';
+import { openDiscoveries } from './discovery/open-discoveries.ts';
+import { openDiscovery } from './discovery/open-discovery.ts';
 import { endOrphans } from './end-orphans.ts';
 import { enrolNode } from './enrol-node.ts';
 import { flushSeen } from './flush-seen.ts';
+import { loadSpending } from './load-spending.ts';
 import { insertKey, loadKeys, revokeKey, updateKey } from './keys.ts';
 import { findJob, listJobs } from './list-jobs.ts';
 import { listUsage, summarizeUsage } from './list-usage.ts';
+import { MIGRATIONS } from './migrations/all.ts';
 import { deleteNode, loadNodes, revokeNode, rotateCredential, updateNode } from './nodes.ts';
+import { deleteProvider, insertProvider, loadProviders, updateProvider } from './providers.ts';
 import { recordOpen } from './record-open.ts';
-import { bumpReplica, endReplica, listReplicas } from './replicas.ts';
+import { bumpReplica, endReplica, enterReplica, listReplicas } from './replicas.ts';
+import { deleteRoute, insertRoute, loadRoutes, updateRoute } from './routes.ts';
 import { saveDescriptors } from './save-descriptors.ts';
 import { saveNodeStates } from './save-node-states.ts';
+import { resealSecrets } from './reseal-secrets.ts';
+import { secretCanary } from './secret-canary.ts';
 import { settle } from './settle.ts';
 import { type Engine, prepared } from './sql.ts';
 import { sweep } from './sweep.ts';
@@ -36,10 +50,11 @@ export function storeOn(sql: Engine, log: Log): Store {
     durability: sql.durability,
     ping: async () => void (await sql.query(ping)),
     close: () => sql.close(),
+    dump: (product_version, now) => dumpStore(sql, { migrations: MIGRATIONS, product_version, now }),
 
     configVersion: () => configVersion(sql),
     loadKeys: () => loadKeys(sql),
-    loadNodes: () => loadNodes(sql, log),
+    loadNodes: (known) => loadNodes(sql, log, known),
 
     insertKey: (key) => insertKey(sql, key),
     updateKey: (id, patch) => updateKey(sql, id, patch),
@@ -61,6 +76,18 @@ export function storeOn(sql: Engine, log: Log): Store {
     saveNodeStates: (changes) => saveNodeStates(sql, changes),
     flushSeen: (seen) => flushSeen(sql, seen),
 
+    loadProviders: () => loadProviders(sql),
+    insertProvider: (provider) => insertProvider(sql, provider),
+    updateProvider: (id, patch) => updateProvider(sql, id, patch),
+    deleteProvider: (id) => deleteProvider(sql, id),
+    loadRoutes: () => loadRoutes(sql),
+    insertRoute: (route) => insertRoute(sql, route),
+    updateRoute: (id, patch) => updateRoute(sql, id, patch),
+    deleteRoute: (id) => deleteRoute(sql, id),
+    secretCanary: (sealed) => secretCanary(sql, sealed),
+    resealSecrets: (canary, reseal) => resealSecrets(sql, canary, reseal),
+
+    enterReplica: (id) => enterReplica(sql, id),
     bumpReplica: (id) => bumpReplica(sql, id),
     endReplica: (id) => endReplica(sql, id),
     listReplicas: () => listReplicas(sql),
@@ -73,6 +100,11 @@ export function storeOn(sql: Engine, log: Log): Store {
 
     listUsage: (filter, page) => listUsage(sql, filter, page),
     summarizeUsage: (filter, by) => summarizeUsage(sql, filter, by),
+    loadSpending: (since) => loadSpending(sql, since),
+
+    act: (act, run) => runAct(sql, log, act, run),
+    listAudit: (filter, page) => listAudit(sql, filter, page),
+
     sweep: (limits, now) => sweep(sql, limits, now),
 
     acceptJobs: (batch) => acceptJobs(sql, batch),
@@ -82,12 +114,24 @@ export function storeOn(sql: Engine, log: Log): Store {
     finishJobs: (batch) => finishJobs(sql, batch),
     keepJobs: (node, epoch, replica, jobs) => keepJobs(sql, node, epoch, replica, jobs),
     heldJobs: (node) => heldJobs(sql, node),
+    heldNodes: () => heldNodes(sql),
+    readyLanes: (limit, after) => readyLanes(sql, limit, after),
+    nextDue: (spared) => nextDue(sql, spared),
     cancelJob: (id, message) => cancelJob(sql, id, message),
-    expireJobs: (limit) => expireJobs(sql, limit),
+    expireJobs: (limit, spared) => expireJobs(sql, limit, spared),
     readyJobs: (limit) => readyJobs(sql, limit),
     findDetached: (id) => findDetached(sql, id),
     loadBodies: (id) => loadBodies(sql, id),
+    measureResult: (id) => measureResult(sql, id),
+    loadResult: (id) => loadResult(sql, id),
     deleteBodies: (id) => deleteBodies(sql, id),
     eraseBodies: (limit) => eraseBodies(sql, limit),
+
+    openDiscovery: (request) => openDiscovery(sql, request),
+    noteDiscoveries: (notes) => noteDiscoveries(sql, notes),
+    finishDiscovery: (end) => finishDiscovery(sql, end),
+    openDiscoveries: (limit) => openDiscoveries(sql, limit),
+    findDiscovery: (id) => findDiscovery(sql, id),
+    loadCatalogues: (node) => loadCatalogues(sql, node),
   };
 }

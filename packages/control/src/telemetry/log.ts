@@ -14,7 +14,11 @@ const HIDDEN_FIELDS = [
   'token',
   'api_key',
   'admin_key',
+  'secret_key',
+  'secret_key_previous',
   'database_url',
+  'https_proxy',
+  'http_proxy',
   'body',
 ];
 

@@ -1,7 +1,14 @@
 import { expect, test } from 'vitest';
 import { createMetrics } from './metrics.ts';
 
-const ended = { operation: 'chat', model: 'm', outcome: 'succeeded', total_ms: 40, first_byte_ms: 7 };
+const ended = {
+  operation: 'chat',
+  model: 'm',
+  outcome: 'succeeded',
+  total_ms: 40,
+  first_byte_ms: 7,
+  usage: { prompt_tokens: 3, completion_tokens: 5 },
+};
 
 async function samples(metrics: ReturnType<typeof createMetrics>, name: string): Promise<string[]> {
   const text = await metrics.render();
@@ -20,6 +27,10 @@ test('a request is counted by operation, model and outcome, and timed', async ()
   ]);
   expect(await samples(metrics, 'flotilla_first_byte_seconds_bucket{le="0.01"')).toEqual([
     'flotilla_first_byte_seconds_bucket{le="0.01",operation="chat",model="m"} 1',
+  ]);
+  expect(await samples(metrics, 'flotilla_tokens_total')).toEqual([
+    'flotilla_tokens_total{model="m",kind="input"} 3',
+    'flotilla_tokens_total{model="m",kind="output"} 5',
   ]);
   expect(await samples(metrics, 'flotilla_requests_in_flight')).toEqual(['flotilla_requests_in_flight 1']);
 });

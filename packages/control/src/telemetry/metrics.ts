@@ -1,4 +1,4 @@
-import type { NodeState } from '@flotilla/protocol';
+import type { NodeState, TokenUsage } from '@flotilla/protocol';
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 
 /**
@@ -19,7 +19,12 @@ export interface Metrics {
   queueWaited(model: string, ms: number): void;
   /** `outcome`: `succeeded`, or why the attempt ended: an error code or a scheduler's reason. */
   attemptEnded(outcome: string): void;
+  /** A detached job was acknowledged with 202. Every one ends by `detachedEnded`, here or on another replica. */
+  detachedAccepted(): void;
+  /** `succeeded`, or the error code it ended with. */
+  detachedEnded(outcome: string): void;
   beatReceived(): void;
+  countsDiffered(): void;
   /** A credential was refused; `surface` is where: `api`, `enrolment`, `link`, `metrics`. */
   authFailed(surface: AuthSurface): void;
   /** The batched writer's statements, see `store/`. */
@@ -39,6 +44,7 @@ interface EndedRequest {
   total_ms: number;
   /** Null: the client never got a byte of an answer. */
   first_byte_ms: number | null;
+  usage: Pick<TokenUsage, 'prompt_tokens' | 'completion_tokens'>;
 }
 export type AuthSurface = 'api' | 'enrolment' | 'link' | 'metrics';
 
@@ -87,7 +93,10 @@ export function createMetrics(): Metrics {
     requestRefused: (operation, outcome) => series(operation, OTHER, outcomeLabel(outcome)).refuse(),
     queueWaited: (model, ms) => queueWait(label(model), ms),
     attemptEnded: (outcome) => count.attempt(outcomeLabel(outcome)),
+    detachedAccepted: () => count.detached_accepted.inc(),
+    detachedEnded: (outcome) => count.detached_ended.inc({ outcome: outcomeLabel(outcome) }),
     beatReceived: () => count.beats.inc(),
+    countsDiffered: () => count.differences.inc(),
     authFailed: (surface) => count.refusals.inc({ surface }),
     storeFlushed({ rows, duration_ms, failed }) {
       count.flush_seconds.observe(duration_ms / 1000);
@@ -136,6 +145,13 @@ function requestSeries(registry: Registry) {
     'From reading a request to the first byte of its answer.',
   );
 
+  const tokens = new Counter({
+    name: 'flotilla_tokens_total',
+    help: 'Tokens of requests that ended, by kind: input or output. Estimates are in it; the books are the usage rows.',
+    labelNames: ['model', 'kind'] as const,
+    registers: [registry],
+  });
+
   const cache = new Map<string, RequestSeries>();
   return (operation: string, model: string, outcome: string): RequestSeries => {
     const name = `${operation}\n${model}\n${outcome}`;
@@ -144,10 +160,14 @@ function requestSeries(registry: Registry) {
       const ended = requests.labels(operation, model, outcome);
       const totals = total.labels(operation, model);
       const firsts = first.labels(operation, model);
+      const input = tokens.labels(model, 'input');
+      const output = tokens.labels(model, 'output');
       entry = {
         refuse: () => ended.inc(),
-        record({ total_ms, first_byte_ms }) {
+        record({ total_ms, first_byte_ms, usage }) {
           ended.inc();
+          input.inc(usage.prompt_tokens);
+          output.inc(usage.completion_tokens);
           totals.observe(total_ms / 1000);
           if (first_byte_ms !== null) firsts.observe(first_byte_ms / 1000);
         },
@@ -189,7 +209,23 @@ function counters(registry: Registry) {
       if (handle === undefined) handles.set(outcome, (handle = attempts.labels(outcome)));
       handle.inc();
     },
+    detached_accepted: new Counter({
+      name: 'flotilla_detached_jobs_accepted_total',
+      help: 'Detached jobs acknowledged by this replica.',
+      registers,
+    }),
+    detached_ended: new Counter({
+      name: 'flotilla_detached_jobs_total',
+      help: 'Detached jobs that ended by what this replica wrote, by outcome: succeeded or an error code.',
+      labelNames: ['outcome'] as const,
+      registers,
+    }),
     beats: new Counter({ name: 'flotilla_beats_total', help: 'Heartbeats received.', registers }),
+    differences: new Counter({
+      name: 'flotilla_count_differences_total',
+      help: "Times that a node's own count of its work differed.",
+      registers,
+    }),
     refusals: new Counter({
       name: 'flotilla_auth_failures_total',
       help: 'Credentials refused, by where they were shown.',

@@ -14,6 +14,8 @@ export function keyRecord(change: Partial<KeyRecord> = {}): KeyRecord {
     node_labels: {},
     requests_per_minute: null,
     concurrency: null,
+    tokens_per_minute: null,
+    token_budget: null,
     created_at: 0,
     expires_at: null,
     last_used_at: null,

@@ -22,22 +22,32 @@ export interface DetachedJobs {
   /** Back to the queue, with the story of the attempt that ended. */
   requeueJobs(batch: Requeue[]): Promise<ResultOutcome[]>;
   finishJobs(batch: Finish[]): Promise<ResultOutcome[]>;
-  /** A node is back and keeps these attempts: its new epoch becomes theirs. @returns those that are still its own */
-  keepJobs(
-    node: string,
-    epoch: number,
-    replica: string,
-    jobs: { id: string; attempt: number }[],
-  ): Promise<HeldJob[]>;
+  /**
+   * A node is back and keeps these attempts: its new epoch becomes theirs. One that it had finished is its own again
+   * although it was taken for lost, as long as nobody else was given the job. @returns those that are its own
+   */
+  keepJobs(node: string, epoch: number, replica: string, jobs: InventoriedJob[]): Promise<KeptJob[]>;
   /** What a node holds by the store's account. */
   heldJobs(node: string): Promise<HeldJob[]>;
+  /** The nodes that hold anything, by the store's account. */
+  heldNodes(): Promise<string[]>;
+  /** Lanes with a job that could be claimed now, in order of their names, each with its smallest order key. */
+  readyLanes(limit: number, after: string): Promise<ReadyLane[]>;
+  /** How long until a deadline or a back-off is over, by the store's clock; null: there is none. */
+  nextDue(spared: readonly string[]): Promise<number | null>;
   cancelJob(id: string, message: string): Promise<Cancellation>;
-  /** Ends what has passed its queue or run deadline. Any replica may call it at any time. */
-  expireJobs(limit: number): Promise<EndedJob[]>;
+  /**
+   * Ends what has passed its queue or run deadline. Any replica may call it at any time.
+   * @param spared nodes of which what they hold is left alone, and jobs while somebody holds them
+   */
+  expireJobs(limit: number, spared: readonly string[]): Promise<EndedJob[]>;
   /** Jobs whose back-off is over become ready. @returns their lanes, to wake those who serve them */
   readyJobs(limit: number): Promise<string[]>;
   findDetached(id: string): Promise<DetachedState | undefined>;
   loadBodies(id: string): Promise<JobBodies | undefined>;
+  /** How much `loadResult` brings, without loading it. */
+  measureResult(id: string): Promise<ResultMeasure | undefined>;
+  loadResult(id: string): Promise<string | null>;
   /** At once, whatever its retention. */
   deleteBodies(id: string): Promise<boolean>;
   /** Bodies and results whose retention is over. @returns how many jobs' */
@@ -66,6 +76,7 @@ export interface DetachedJob {
   queue_timeout_ms: number;
   run_timeout_ms: number | null;
   idempotency: { key: string; body_hash: string } | null;
+  traceparent: string | null;
   created_at: number;
 }
 /** `existing`: the same idempotency key came with the same body before; `conflict`: with another one. */
@@ -91,12 +102,33 @@ export interface ClaimedJob extends JobFence {
   operation: string;
   request_id: string;
   order_key: number;
+  priority: number;
   failures: number;
   max_attempts: number;
   on_node_loss: DetachedJob['on_node_loss'];
   run_timeout_ms: number | null;
-  /** Null once erased. */
+  /** Of the client's trace. */
+  traceparent: string | null;
+  created_at: number;
+  /** Null once erased, or not asked for. */
   request: string | null;
+}
+export interface InventoriedJob {
+  id: string;
+  attempt: number;
+  /** The node has its result. */
+  finished: boolean;
+  /** The node has not all of the request. */
+  wants_request: boolean;
+}
+export interface KeptJob extends ClaimedJob {
+  state: 'leased' | 'running';
+}
+export interface ReadyLane {
+  lane: string;
+  order_key: number;
+  /** Of the job that has it. */
+  priority: number;
 }
 
 interface Story {
@@ -113,6 +145,8 @@ export interface Requeue extends JobFence, Story {
   counts: boolean;
   /** Of the node's result, if it sent one: the same again is a duplicate. */
   digest: string | null;
+  /** Where it waits from now on: the lane tells who has failed it. */
+  lane: string;
 }
 export interface Finish extends JobFence, Story {
   state: TerminalJobState;
@@ -120,10 +154,15 @@ export interface Finish extends JobFence, Story {
   error_code: string | null;
   error_message: string | null;
   result: string | null;
+  /** Null: nobody who counted is left; its row has no tokens, and the status of work that was lost. */
   usage: UsageRecord | null;
 }
 
 export interface HeldJob extends JobFence {
+  replica: string;
+  lane: string;
+  order_key: number;
+  priority: number;
   state: 'leased' | 'running';
   on_node_loss: DetachedJob['on_node_loss'];
   failures: number;
@@ -150,10 +189,17 @@ export interface DetachedState {
   max_attempts: number;
   node: string | null;
   epoch: number | null;
+  offered_at: number | null;
   started_at: number | null;
   /** By the store's clock; null: ready, or not waiting. */
   not_before: number | null;
   deadline_at: number | null;
+  traceparent: string | null;
+}
+export interface ResultMeasure {
+  /** In UTF-8; null: there is none. */
+  result_bytes: number | null;
+  erase_at: JobBodies['erase_at'];
 }
 export interface JobBodies {
   request: string | null;

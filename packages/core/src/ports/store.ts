@@ -1,5 +1,7 @@
-import type { Descriptor, JobState, NodeState, Scope } from '@flotilla/protocol';
+import type { BudgetPeriod, Descriptor, JobState, NodeState, Scope, TokenBudget } from '@flotilla/protocol';
 import type { DetachedJobs } from './detached-jobs.ts';
+import type { ModelDiscoveries } from './model-discoveries.ts';
+import type { Upstreams } from './upstreams.ts';
 
 /**
  * The store as the control plane sees it: one SQL dialect behind it, PostgreSQL or the embedded PGlite.
@@ -10,17 +12,20 @@ import type { DetachedJobs } from './detached-jobs.ts';
  * - Each write of administration raises the configuration version in the same transaction, which is how replicas
  *   learn that their snapshots are old.
  */
-export interface Store extends DetachedJobs {
+export interface Store extends DetachedJobs, ModelDiscoveries, Upstreams {
   readonly engine: 'embedded' | 'postgres';
   /** What an acknowledged write survives (promise P9); printed at start. */
   readonly durability: 'process death' | 'power loss';
   ping(): Promise<void>;
   close(): Promise<void>;
+  /** The whole store as it is at one moment, as the text of a backup, while everything else goes on. */
+  dump(product_version: string, now: Date): AsyncGenerator<string>;
 
   // ── Configuration snapshots ──
   configVersion(): Promise<number>;
   loadKeys(): Promise<KeyRecord[]>;
-  loadNodes(): Promise<NodeRecord[]>;
+  /** Descriptors that the caller has, by node and hash, are neither sent nor parsed again. */
+  loadNodes(known?: KnownDescriptor): Promise<LoadedNodes>;
 
   // ── Keys ──
   insertKey(key: KeyRecord): Promise<void>;
@@ -55,7 +60,10 @@ export interface Store extends DetachedJobs {
 
   // ── Replicas ──
   /** Says that this replica lives; the first call makes its row. */
-  bumpReplica(id: string): Promise<void>;
+  /** Makes the row of a replica that starts. */
+  enterReplica(id: string): Promise<void>;
+  /** @returns false where the row is gone: another replica has taken this one for dead */
+  bumpReplica(id: string): Promise<boolean>;
   endReplica(id: string): Promise<void>;
   /** Rows of all replicas, with the store's own count of bumps, so that a watcher can see one stand still. */
   listReplicas(): Promise<{ id: string; bumps: number }[]>;
@@ -76,7 +84,20 @@ export interface Store extends DetachedJobs {
 
   // ── Usage ──
   listUsage(filter: UsageFilter, page: PageRequest): Promise<Page<UsageRecord>>;
-  summarizeUsage(filter: UsageFilter, by: 'model' | 'key' | 'node' | 'day'): Promise<UsageGroup[]>;
+  summarizeUsage(
+    filter: UsageFilter,
+    by: 'model' | 'key' | 'node' | 'provider' | 'day',
+  ): Promise<UsageGroup[]>;
+  /** What each key's settled requests have cost in the periods that began then; read at start, never by a request. */
+  loadSpending(since: Record<BudgetPeriod, number>): Promise<KeySpending[]>;
+
+  // ── Audit ──
+  /**
+   * Runs an act of administration. Its row is written in the transaction of the first change that `run` makes to the
+   * configuration; where it makes none, before this resolves. One that is refused leaves a row if the act keeps those.
+   */
+  act<T>(act: Act, run: () => Promise<T>): Promise<T>;
+  listAudit(filter: AuditFilter, page: PageRequest): Promise<Page<AuditRecord>>;
 
   // ── Upkeep ──
   /** Deletes what has outlived its time, a bounded number of rows a call. Any replica may call it at any time. */
@@ -94,6 +115,8 @@ export interface KeyRecord {
   node_labels: Record<string, string>;
   requests_per_minute: number | null;
   concurrency: number | null;
+  tokens_per_minute: number | null;
+  token_budget: TokenBudget | null;
   created_at: number;
   expires_at: number | null;
   last_used_at: number | null;
@@ -108,6 +131,8 @@ export type KeyPatch = Partial<
     | 'node_labels'
     | 'requests_per_minute'
     | 'concurrency'
+    | 'tokens_per_minute'
+    | 'token_budget'
     | 'expires_at'
   >
 >;
@@ -141,6 +166,15 @@ export interface Enrolment {
 export type EnrolmentResult =
   | { enrolled: NodeRecord }
   | { refused: 'token_unknown' | 'token_expired' | 'token_used' | 'name_taken' };
+
+export interface LoadedNodes {
+  nodes: NodeRecord[];
+  /** Ids of rows whose rights cannot be read: they are there, whatever they say. */
+  unreadable: string[];
+}
+
+/** The descriptor that the caller has of this node, if it is the one with this hash. */
+export type KnownDescriptor = (node: string, hash: string) => Descriptor | undefined;
 
 export interface NodeRecord {
   id: string;
@@ -201,6 +235,8 @@ export interface JobRecord {
 export interface AttemptRecord {
   attempt: number;
   node: string | null;
+  /** The id of the upstream API, where it was one that served. */
+  provider: string | null;
   backend: string | null;
   epoch: number;
   /** `succeeded`, or why it ended: an error code or a scheduler's reason such as `withdrawn`. */
@@ -219,6 +255,7 @@ export interface UsageRecord {
   model: string;
   operation: string;
   node: string | null;
+  provider: string | null;
   outcome: string;
   status: number;
   attempts: number;
@@ -242,6 +279,34 @@ export interface StoredJob extends JobRecord {
   attempts: AttemptRecord[];
 }
 
+export interface AuditRecord {
+  id: string;
+  at: number;
+  action: string;
+  /** `succeeded`, or the code of the refusal. */
+  outcome: string;
+  /** The key that asked, and its name then; null: nobody with a key. */
+  key: string | null;
+  key_name: string | null;
+  address: string | null;
+  /** What was acted on; null where that is known only afterwards: it is then the `id` of what was changed. */
+  target: string | null;
+  /** Without secrets. */
+  change: Record<string, unknown>;
+  request_id: string;
+}
+export interface Act {
+  record: AuditRecord;
+  keep_refusals: boolean;
+}
+export interface AuditFilter {
+  key?: string;
+  action?: string;
+  target?: string;
+  since?: number;
+  until?: number;
+}
+
 /** Newest first; `after` is the id of the last row of the page before. */
 export interface PageRequest {
   limit: number;
@@ -260,6 +325,7 @@ export interface UsageFilter {
   key?: string;
   model?: string;
   node?: string;
+  provider?: string;
   since?: number;
   until?: number;
 }
@@ -271,10 +337,15 @@ export interface UsageGroup {
   completion_tokens: number;
   estimated: number;
 }
+/** Tokens of prompts and answers, by period. */
+export interface KeySpending extends Record<BudgetPeriod, number> {
+  key: string;
+}
 export interface RetentionLimits {
   /** Finished jobs and their attempts are kept this long. */
   jobs_ms: number;
   usage_ms: number;
+  audit_ms: number;
   /** Most rows deleted of each kind in one call. */
   batch: number;
 }
@@ -283,4 +354,6 @@ export interface SweepResult {
   usage: number;
   tokens: number;
   credentials: number;
+  audit: number;
+  discoveries: number;
 }

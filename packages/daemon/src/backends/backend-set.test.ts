@@ -25,6 +25,12 @@ async function serve(routes: FakeServer['routes']): Promise<FakeServer> {
 
 /** A set on a clock that the test moves; its questions go over real connections. */
 async function open(flags: ConfigFlags, ports: readonly number[] = []) {
+  const bench = build(flags, ports);
+  await bench.set.start();
+  return bench;
+}
+
+function build(flags: ConfigFlags, ports: readonly number[] = []) {
   const clock = new ManualClock();
   const log = recordedLog();
   const changes: BackendState[][] = [];
@@ -35,7 +41,6 @@ async function open(flags: ConfigFlags, ports: readonly number[] = []) {
     ports,
     on_change: () => void changes.push(set.states()),
   });
-  await set.start();
   onTestFinished(() => set.stop());
   const only = () => {
     const [state] = set.states();
@@ -166,8 +171,14 @@ describe('a probe never moves a model in or out of memory', () => {
       expect(server.count('/api/tags')).toBeGreaterThan(9);
     });
     const lists = server.count('/api/tags');
+    const failed_ms = clock.now_ms();
     set.requestFailed('o', 'cold', 'x');
-    await until(() => expect(server.count('/api/tags')).toBeGreaterThan(lists));
+    await until(() => {
+      clock.advance(10);
+      expect(server.count('/api/tags')).toBeGreaterThan(lists);
+    });
+    // Sooner than the list that would have been asked for anyway.
+    expect(clock.now_ms() - failed_ms).toBeLessThan(5_000);
     expect(server.count('/v1/chat/completions')).toBe(0);
     // A failure of what is loaded is worth a proof: it was in use this moment, with these settings.
     set.requestFailed('o', 'warm', 'x');
@@ -301,12 +312,17 @@ describe('pools and descriptor', () => {
     expect(readDescriptor(before.descriptor, 'box')).toEqual({ descriptor: before.descriptor, warnings: [] });
     // The order in which Ollama lists them (by date) changes nothing.
     server.routes = ollamaRoutes({ b: {}, a: {} });
-    clock.advance(10_000);
-    await until(() => expect(server.count('/api/tags')).toBe(3));
+    // In steps: the next question is planned when the last is answered, and time that has passed before is lost on it.
+    const passing = (check: () => void) =>
+      until(() => {
+        clock.advance(1000);
+        check();
+      });
+    const asked = server.count('/api/tags');
+    await passing(() => expect(server.count('/api/tags')).toBeGreaterThan(asked + 1));
     expect(node().descriptor_hash).toBe(before.descriptor_hash);
     server.routes = ollamaRoutes({ a: {}, b: {}, c: {} });
-    clock.advance(10_000);
-    await until(() => expect(node().descriptor_hash).not.toBe(before.descriptor_hash));
+    await passing(() => expect(node().descriptor_hash).not.toBe(before.descriptor_hash));
     expect(node().descriptor).toMatchObject({
       name: 'box',
       backends: [
@@ -339,10 +355,38 @@ describe('pools and descriptor', () => {
   });
 });
 
-test('stopping leaves no timer', async () => {
-  const server = await serve(vllmRoutes('m'));
-  const { set, clock, healthy } = await open({}, [server.port]);
-  await healthy();
-  await set.stop();
-  expect(clock.pending).toBe(0);
+describe('stopping', () => {
+  test('leaves no timer', async () => {
+    const server = await serve(vllmRoutes('m'));
+    const { set, clock, healthy } = await open({}, [server.port]);
+    await healthy();
+    await set.stop();
+    expect(clock.pending).toBe(0);
+  });
+
+  test('during the first look ends it, and leaves no timer either', async () => {
+    const silent = await serve({});
+    silent.fallback = { hang: true };
+    const { set, clock } = build({}, [silent.port]);
+    const started = set.start();
+    await until(() => expect(silent.asked).not.toEqual([]));
+    await set.stop();
+    await started;
+    expect(clock.pending).toBe(0);
+  });
+
+  test('during a reload lets nothing new begin', async () => {
+    const before = await serve(vllmRoutes('m'));
+    const after = await serve(vllmRoutes('n'));
+    const { set, clock, healthy } = await open({ backends: [{ url: before.url, id: 'before' }] });
+    await healthy();
+    const reload = () =>
+      set.reconfigure(readConfig({ flags: { backends: [{ url: after.url, id: 'after' }] } }));
+    const reloaded = reload(); // waits for the probe of the one that goes
+    await set.stop();
+    await Promise.all([reloaded, reload()]);
+    expect(set.states().map(({ id }) => id)).not.toContain('after');
+    expect(clock.pending).toBe(0);
+    expect(after.asked).toEqual([]);
+  });
 });

@@ -1,10 +1,11 @@
 import type { Clock, Log, Timer } from '@flotilla/core';
+import type { BackendTold, DiscoveryStage } from '@flotilla/protocol';
 import type { Agent } from 'undici';
 import type { BackendSettings, Config } from '../config.ts';
 import type { BackendTarget } from '../threads.ts';
 import { type FindReport, type Found, lookAround, openProbeAgent, USUAL_PORTS } from './find.ts';
 import { likelyBase } from './identify.ts';
-import type { KindName } from './kind.ts';
+import type { KindName, ListFailure } from './kind.ts';
 import { BackendProbe, type BackendView } from './probe.ts';
 
 /**
@@ -17,6 +18,7 @@ import { BackendProbe, type BackendView } from './probe.ts';
  * the control plane sees why it serves nothing. `look()` asked for by the operator drops what is unreachable at once.
  */
 const LOOK_EVERY_MS = 30_000;
+const LOOK_SHORTLY_MS = 1000;
 const GONE_AFTER_MS = 5 * 60_000;
 
 /** The settings that `reload` changes while the daemon runs. */
@@ -50,6 +52,12 @@ export interface BackendState extends BackendView {
   capacity: number;
   capacity_from: 'config' | 'backend' | 'default';
   target: BackendTarget;
+}
+
+/** How a discovery goes, backend by backend. */
+export interface HearDiscovery {
+  stage(backend: string, stage: DiscoveryStage): void;
+  told(told: BackendTold): void;
 }
 
 /** Where nobody says otherwise: enough to keep a GPU busy, few enough for one that serves in turn. */
@@ -91,25 +99,59 @@ export class BackendSet {
     const before = this.#config;
     this.#config = config;
     for (const [id, member] of this.#members) {
+      if (this.#stopped) return;
       const settings = config.backends.find((backend) => configuredId(backend) === id) ?? null;
       const same =
         JSON.stringify(settings) === JSON.stringify(member.settings) && before.probe === config.probe;
       const keep = member.settings === null ? config.find_backends && same : same;
       if (!keep) await this.#drop(id);
     }
+    if (this.#stopped) return;
     this.#useConfigured();
     await this.look(true);
-    this.#options.on_change();
+    if (!this.#stopped) this.#options.on_change();
   }
 
   /** Looks at the usual ports, and asks every backend at once. @param forget drop found ones that are unreachable now */
   async look(forget = false): Promise<void> {
     if (forget) await this.#dropGone(0);
+    if (this.#stopped) return;
     for (const { probe } of this.#members.values()) if (forget) probe.handle({ type: 'look' });
     this.#look ??= this.#lookAround().finally(() => {
       this.#look = null;
     });
     await this.#look;
+  }
+
+  /**
+   * Asks one backend, or all with those that can be found now, for their models. Resolves when each has told.
+   * @param id undefined: all of them
+   */
+  async discover(id: string | undefined, hear: HearDiscovery): Promise<void> {
+    const asked = new Map<string, Promise<void>>();
+    const askNew = () => {
+      for (const [name, { probe }] of this.#members) {
+        if (!asked.has(name) && (id === undefined || id === name)) asked.set(name, ask(name, probe, hear));
+      }
+    };
+    askNew();
+    if (asked.size === 0 || id === undefined) {
+      await this.#lookShortly();
+      askNew();
+    }
+    await Promise.all(asked.values());
+  }
+
+  /** Something at a usual port that never answers does not hold up those that do. */
+  async #lookShortly(): Promise<void> {
+    const { clock, log } = this.#options;
+    const enough = Promise.withResolvers<void>();
+    const timer = clock.after(LOOK_SHORTLY_MS, enough.resolve);
+    const looked = this.look().catch((error: unknown) =>
+      log.error({ err: error }, 'Looking for backends failed.'),
+    );
+    await Promise.race([looked, enough.promise]);
+    timer.cancel();
   }
 
   states(): BackendState[] {
@@ -140,12 +182,18 @@ export class BackendSet {
       probe.handle({ type: 'load', in_flight: inFlight.get(id) ?? 0 });
   }
 
+  /** From `stop()` on nothing begins any more, whatever was under way: nobody would end it. */
+  get #stopped(): boolean {
+    return this.#stopping.signal.aborted;
+  }
+
   #schedule(): void {
+    if (this.#stopped) return;
     this.#timer = this.#options.clock.after(LOOK_EVERY_MS, () => {
       void this.look().catch((error: unknown) =>
         this.#options.log.error({ err: error }, 'Looking for backends failed.'),
       );
-      if (!this.#stopping.signal.aborted) this.#schedule();
+      this.#schedule();
     });
   }
 
@@ -159,9 +207,10 @@ export class BackendSet {
   async #lookAround(): Promise<void> {
     if (!this.#config.find_backends) return;
     await this.#dropGone(GONE_AFTER_MS);
+    if (this.#stopped) return;
     const reach = { dispatcher: this.#agent, signal: this.#stopping.signal };
     const report = await lookAround(reach, this.#options.ports ?? USUAL_PORTS, this.#portsInUse());
-    if (this.#stopping.signal.aborted) return;
+    if (this.#stopped) return;
     this.#ignored = report.ignored;
     for (const found of report.found) await this.#use(found);
   }
@@ -171,6 +220,7 @@ export class BackendSet {
     for (const [id, { url, settings }] of this.#members) {
       if (settings === null && url === found.url && id !== found.id) await this.#drop(id);
     }
+    if (this.#stopped) return;
     const taken = this.#members.get(found.id);
     if (taken !== undefined && taken.url === found.url) return;
     const id = taken === undefined ? found.id : `${found.id}-${new URL(found.url).port}`;
@@ -188,6 +238,7 @@ export class BackendSet {
       opened: found?.opened,
       probe: settings?.probe ?? this.#config.probe,
       operations: settings?.operations,
+      models: settings?.models,
       dispatcher: this.#agent,
       clock: this.#options.clock,
       log: this.#options.log,
@@ -248,6 +299,41 @@ export class BackendSet {
       },
     };
   }
+}
+
+async function ask(backend: string, probe: BackendProbe, hear: HearDiscovery): Promise<void> {
+  let stage: DiscoveryStage = 'claimed';
+  hear.stage(backend, stage);
+  const listed = await probe.discover((reached) => {
+    stage = reached;
+    hear.stage(backend, stage);
+  });
+  if (!listed.ok) {
+    const { reason, refused } = listed;
+    // No connection came about, whatever would have been asked on it.
+    hear.told({
+      outcome: 'failed',
+      backend,
+      reason: reasonOf(listed),
+      stage: refused ? 'connecting' : stage,
+      detail: reason,
+    });
+    return;
+  }
+  const { kind, version, models } = probe.view();
+  hear.told({
+    outcome: 'listed',
+    backend,
+    kind,
+    ...(version === undefined ? {} : { version }),
+    models,
+    models_total: models.length,
+  });
+}
+
+function reasonOf({ because }: ListFailure): 'not_authorised' | 'timed_out' | 'backend_down' {
+  if (because === 'denied') return 'not_authorised';
+  return because === 'silent' ? 'timed_out' : 'backend_down';
 }
 
 /** Stable whatever the server turns out to be, and known before it first answers. */

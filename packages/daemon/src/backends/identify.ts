@@ -59,7 +59,8 @@ export async function identify(
       api: asker({ base_url: base, headers: address.headers, ...reach }),
     };
     const models = await server.api('/models');
-    if (!models.ok && models.refused) return failed(`It cannot be reached: ${models.reason}.`, true);
+    if (!models.ok && models.refused)
+      return failed(`It cannot be reached: ${models.reason}.`, { refused: true });
     const kind = await kindOf(server, models, wanted);
     if (kind !== null) {
       const opened = kind.open(server);

@@ -23,6 +23,8 @@ export interface ListFailure {
   refused: boolean;
   /** A sentence for the operator; no body, no credential. */
   reason: string;
+  /** Where more is known: it was silent, it wants another key, or it answers but has no such list. */
+  because?: 'silent' | 'denied' | 'no_list';
 }
 export type Listed = { ok: true; listing: Listing } | ListFailure;
 
@@ -44,6 +46,15 @@ export interface Kind {
   open(server: Server): { list(): Promise<Listed> };
 }
 
-export function failed(reason: string, refused = false): ListFailure {
-  return { ok: false, refused, reason };
+export function failed(
+  reason: string,
+  { refused = false, because }: { refused?: boolean; because?: ListFailure['because'] } = {},
+): ListFailure {
+  return { ok: false, refused, reason, ...(because === undefined ? {} : { because }) };
+}
+
+/** Of a question that got no answer. */
+export function unanswered(what: string, asked: Extract<Asked, { ok: false }>): ListFailure {
+  const { reason, refused, timeout } = asked;
+  return failed(`${what}: ${reason}.`, timeout ? { refused, because: 'silent' } : { refused });
 }

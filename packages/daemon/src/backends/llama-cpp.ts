@@ -1,5 +1,5 @@
 import type { Model } from '@flotilla/protocol';
-import { failed, type Kind, type Listed, type Server } from './kind.ts';
+import { failed, type Kind, type Listed, type Server, unanswered } from './kind.ts';
 import {
   type Entry,
   isObject,
@@ -39,7 +39,7 @@ async function list(server: Server): Promise<Listed> {
     server.api('/models'),
     server.root('/props'),
   ]);
-  if (!health.ok) return failed(`GET /health: ${health.reason}.`, health.refused);
+  if (!health.ok) return unanswered('GET /health', health);
   if (health.status === 503) return failed('It is still loading its model.');
   if (health.status === 404) return failed('It no longer answers as llama.cpp.');
   const listed = readEntries(models, 'GET /v1/models', 'data', ['id']);

@@ -1,6 +1,6 @@
 import type { Model, Operation } from '@flotilla/protocol';
 import type { Asked } from './ask.ts';
-import { failed, type ListFailure } from './kind.ts';
+import { failed, type ListFailure, unanswered } from './kind.ts';
 
 /** An entry of a models list: any object with a usable id. */
 export type Entry = { id: string } & Record<string, unknown>;
@@ -9,19 +9,26 @@ export type Entries = { ok: true; entries: Entry[] } | ListFailure;
 /** More cannot be described to the control plane. */
 const MOST_MODELS = 2000;
 
+const NO_SUCH_PATH = new Set([404, 405, 501]);
+
 /** The JSON object of a good answer, or why it is none. */
 export function readObject(
   asked: Asked,
   what: string,
 ): { ok: true; value: Record<string, unknown> } | ListFailure {
-  if (!asked.ok) return failed(`${what}: ${asked.reason}.`, asked.refused);
+  if (!asked.ok) return unanswered(what, asked);
   if (asked.status === 401 || asked.status === 403) {
     return failed(
       `${what}: it wants another API key (status ${asked.status}); give it as api_key in node.yaml.`,
+      { because: 'denied' },
     );
   }
-  if (asked.status !== 200) return failed(`${what}: it answered status ${asked.status}.`);
-  if (!isObject(asked.json)) return failed(`${what}: the answer is no JSON object.`);
+  if (asked.status !== 200)
+    return failed(
+      `${what}: it answered status ${asked.status}.`,
+      NO_SUCH_PATH.has(asked.status) ? { because: 'no_list' } : {},
+    );
+  if (!isObject(asked.json)) return failed(`${what}: the answer is no JSON object.`, { because: 'no_list' });
   return { ok: true, value: asked.json };
 }
 
@@ -33,7 +40,8 @@ export function readEntries(asked: Asked, what: string, field: string, idFields:
   const object = readObject(asked, what);
   if (!object.ok) return object;
   const list = object.value[field];
-  if (!Array.isArray(list)) return failed(`${what}: the answer has no list "${field}".`);
+  if (!Array.isArray(list))
+    return failed(`${what}: the answer has no list "${field}".`, { because: 'no_list' });
   const byId = new Map<string, Entry>();
   for (const item of list) {
     if (!isObject(item)) continue;

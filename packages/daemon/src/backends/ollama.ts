@@ -1,6 +1,6 @@
 import type { Model, Operation } from '@flotilla/protocol';
 import type { Asked } from './ask.ts';
-import { failed, type Kind, type Listed, type Server } from './kind.ts';
+import { type Kind, type Listed, type Server } from './kind.ts';
 import {
   type Entry,
   isObject,
@@ -47,7 +47,7 @@ async function list(server: Server, known: Map<string, Operation[]>): Promise<Li
   if (!listed.ok) return listed;
   const loaded = readEntries(ps, 'GET /api/ps', 'models', ['model', 'name']);
   // Without it nobody knows what a probe would throw out, nor what placement should prefer.
-  if (!loaded.ok) return failed(loaded.reason, loaded.refused);
+  if (!loaded.ok) return loaded;
 
   await learnOperations(server, listed.entries, known);
   const inMemory = new Map(loaded.entries.map((entry) => [entry.id, entry]));

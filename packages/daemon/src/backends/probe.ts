@@ -1,9 +1,10 @@
 import type { Clock, Log, Timer } from '@flotilla/core';
-import type { BackendHealth, Health, Model, Operation } from '@flotilla/protocol';
+import type { BackendHealth, DiscoveryStage, Health, Model, Operation } from '@flotilla/protocol';
 import type { Dispatcher } from 'undici';
 import { asker } from './ask.ts';
 import { type Address, identify, likelyBase, type Opened } from './identify.ts';
-import { type KindName, type Listing, type ListFailure } from './kind.ts';
+import { failed, type KindName, type Listed, type Listing } from './kind.ts';
+import { model, operationsByName } from './model-list.ts';
 import {
   healthOf,
   initialProbeState,
@@ -29,6 +30,8 @@ export interface BackendProbeOptions {
   opened?: Opened | undefined;
   probe?: 'generate' | 'list' | undefined;
   operations?: Operation[] | undefined;
+  /** Those that its owner named: they are served whether or not it lists them. */
+  models?: readonly string[] | undefined;
   dispatcher: Dispatcher;
   clock: Clock;
   log: Log;
@@ -47,15 +50,26 @@ export interface BackendView {
   health: BackendHealth;
 }
 
+/** Somebody who asked for the list, and is told by a question that began after that. */
+interface Curious {
+  after: number;
+  stage: (stage: DiscoveryStage) => void;
+  told: (listed: Listed) => void;
+}
+
 /** After so many failures the server at this address may have become another: find out anew what it is. */
 const IDENTIFY_AFTER = 2;
 const IDENTIFY_EVERY_MS = 60_000;
+const NO_LONGER_USED = 'This node uses it no longer.';
 
 export class BackendProbe {
   readonly id: string;
   readonly #options: BackendProbeOptions;
   readonly #stopping = new AbortController();
   readonly #asking = new Set<Promise<void>>();
+  readonly #curious = new Set<Curious>();
+  /** How many lists were asked for so far. */
+  #lists = 0;
   #state: ProbeState;
   #opened: Opened | null;
   #facts: Listing | null = null;
@@ -84,7 +98,32 @@ export class BackendProbe {
     this.#stopping.abort();
     this.#timer?.cancel();
     this.#timer = null;
+    this.#tell(failed(NO_LONGER_USED));
     await Promise.allSettled(this.#asking);
+  }
+
+  /**
+   * What the server tells when it is asked now. A question under way may have been answered before somebody's model was
+   * there, so it counts only when it fails.
+   */
+  discover(stage: (stage: DiscoveryStage) => void): Promise<Listed> {
+    if (this.#stopping.signal.aborted) return Promise.resolve(failed(NO_LONGER_USED));
+    const { promise, resolve } = Promise.withResolvers<Listed>();
+    this.#curious.add({ after: this.#lists, stage, told: resolve });
+    this.handle({ type: 'look' });
+    return promise;
+  }
+
+  #tell(listed: Listed): void {
+    for (const curious of this.#curious) {
+      if (listed.ok && curious.after >= this.#lists) continue;
+      this.#curious.delete(curious);
+      curious.told(listed);
+    }
+  }
+
+  #reached(stage: DiscoveryStage): void {
+    for (const curious of this.#curious) if (curious.after < this.#lists) curious.stage(stage);
   }
 
   handle(event: ProbeEvent): void {
@@ -152,8 +191,10 @@ export class BackendProbe {
         // A bug of ours must not end all probing without a word.
         this.#options.log.error({ backend: this.id, err: error }, 'A probe failed unexpectedly.');
         const reason = `The probe failed: ${(error as Error).message}`;
-        if (effect.do === 'list') this.handle({ type: 'list_failed', reason, refused: false });
-        else
+        if (effect.do === 'list') {
+          this.handle({ type: 'list_failed', reason, refused: false });
+          this.#tell(failed(reason));
+        } else
           this.handle({ type: 'generate_failed', model: effect.model, reason, refused: false, busy: false });
       })
       .finally(() => this.#asking.delete(asking));
@@ -161,27 +202,43 @@ export class BackendProbe {
   }
 
   async #list(): Promise<void> {
+    this.#lists += 1;
     const listed = await this.#listing();
     this.#options.on_probe?.('list', listed.ok ? 'good' : 'failed');
-    if (!listed.ok)
-      return this.handle({ type: 'list_failed', reason: listed.reason, refused: listed.refused });
-    this.#facts = listed.listing;
-    this.handle({
-      type: 'listed',
-      models: listed.listing.models,
-      loads_on_demand: this.#loadsOnDemand(listed.listing),
-    });
+    if (listed.ok) this.#facts = listed.listing;
+    const models = this.#withNamed(listed);
+    if (models === null) {
+      const { reason, refused } = listed as Extract<Listed, { ok: false }>;
+      this.handle({ type: 'list_failed', reason, refused });
+    } else {
+      const loads_on_demand = listed.ok ? this.#loadsOnDemand(listed.listing) : models.length > 1;
+      this.handle({ type: 'listed', models, loads_on_demand });
+    }
+    // Last, so that the state is what was told.
+    this.#tell(listed);
   }
 
-  async #listing(): Promise<{ ok: true; listing: Listing } | ListFailure> {
+  async #listing(): Promise<Listed> {
     if (this.#opened === null || this.#mayBeAnother(this.#opened)) {
+      this.#reached('identifying');
       const reach = { dispatcher: this.#options.dispatcher, signal: this.#stopping.signal };
       const identified = await identify(this.#options.address, reach, this.#options.kind);
       if (!identified.ok) return identified;
       this.#opened = identified.opened;
       this.#identified_at = this.#options.clock.now_ms();
     }
+    this.#reached('listing');
     return this.#opened.list();
+  }
+
+  /** The list with what its owner named beside it; that alone where the server answers, but not with a list. */
+  #withNamed(listed: Listed): Model[] | null {
+    const { models: named = [] } = this.#options;
+    const told = listed.ok ? listed.listing.models : [];
+    const answers = listed.ok || listed.because === 'denied' || listed.because === 'no_list';
+    if (!answers || (!listed.ok && named.length === 0)) return null;
+    const unlisted = named.filter((id) => !told.some((entry) => entry.id === id));
+    return [...told, ...unlisted.map((id) => model(id, operationsByName(id), {}))];
   }
 
   /** The kinds know their own; a server of none may have become any. */

@@ -1,13 +1,14 @@
-import { OutStream } from '@flotilla/core';
+import { OutStream, Relay, type RelayDone, type RelayTools } from '@flotilla/core';
 import {
   type ControlMessageOf,
   FRAME_KIND,
   type InventoryItem,
   type NodeMessage,
   type NodeMessageOf,
+  STORE_OWNER,
 } from '@flotilla/protocol';
+import type { EndedWork, JournalEntry } from '../threads.ts';
 import type { Backend } from './backends.ts';
-import { Relay, type RelayDone, type RelayTools } from './relay.ts';
 import { RequestBody } from './request-body.ts';
 
 /**
@@ -19,7 +20,8 @@ import { RequestBody } from './request-body.ts';
  *
  * Moved by: frames of the request body, the relay, the table (`Attempts`), which also forgets it: a finished one on
  * `result.ack`, a released one when the control plane has been told. A slot is held while receiving or running.
- * Nothing of it survives the process.
+ * Of a detached one the journal on disk knows that it was begun, and its result (`ended`, `restored`): the process that
+ * follows holds it as finished, or as released where there is no result. Nothing else of it survives the process.
  */
 export type Offer = ControlMessageOf<'job.offer'>;
 export type AttemptState = InventoryItem['state'];
@@ -33,11 +35,17 @@ export interface AttemptHost extends RelayTools {
   idle(attempt: Attempt): void;
   /** The backend's part is over. */
   ended(attempt: Attempt, done: RelayDone): void;
+  /** It has its result, which is under way. */
+  finished(attempt: Attempt): void;
 }
+
+/** Of one detached answer; the control plane's own bound is below it, and ends what is larger. */
+const KEPT_MOST_BYTES = 64 * 1024 * 1024;
 
 export class Attempt {
   readonly offer: Offer;
-  readonly backend: Backend;
+  /** Null: an earlier process has asked it. */
+  readonly backend: Backend | null;
   readonly out: OutStream;
   readonly accepted_at: number;
   state: AttemptState = 'receiving';
@@ -48,16 +56,42 @@ export class Attempt {
   readonly #host: AttemptHost;
   readonly #body: RequestBody;
   #relay: Relay | null = null;
-  #result: NodeMessage | null = null;
+  #result: EndedWork['result'] | null = null;
+  /** Said without its stream, which is gone. */
+  #alone = false;
 
-  constructor(offer: Offer, backend: Backend, host: AttemptHost) {
+  constructor(offer: Offer, backend: Backend | null, host: AttemptHost) {
     this.offer = offer;
     this.backend = backend;
-    this.stream = offer.stream;
+    this.stream = backend === null ? null : offer.stream;
     this.accepted_at = host.clock.now_ms();
     this.#host = host;
     this.#body = new RequestBody(offer.body_length);
-    this.out = new OutStream({ kind: FRAME_KIND.responseBody, writable: () => this.#relay?.resume() });
+    this.out = new OutStream({
+      kind: FRAME_KIND.responseBody,
+      writable: () => this.#relay?.resume(),
+      ...(this.detached && { keep_bytes: KEPT_MOST_BYTES }),
+    });
+  }
+
+  /** What an earlier process of this node has left of it. */
+  static restored({ offer, ended }: JournalEntry, host: AttemptHost): Attempt {
+    const attempt = new Attempt(offer, null, host);
+    attempt.answered = true;
+    attempt.state = ended === null ? 'released' : 'finished';
+    if (ended === null) return attempt;
+    const { result, answer } = ended;
+    attempt.#result = result;
+    if (answer === null) return attempt;
+    attempt.out.head(answer.head);
+    attempt.out.push(answer.body);
+    attempt.out.end(answer.complete ? 'complete' : 'cut', () => host.say(result));
+    return attempt;
+  }
+
+  /** Nobody waits for it on a connection: its answer is kept whole until `result.ack`, link or no link. */
+  get detached(): boolean {
+    return this.offer.owner === STORE_OWNER;
   }
 
   get started(): boolean {
@@ -70,7 +104,14 @@ export class Attempt {
 
   /** It has a result that no end frame will carry along: the result goes by itself. */
   get result_alone(): boolean {
-    return this.#result !== null && !this.out.ended;
+    return this.#result !== null && (this.#alone || !this.out.ended);
+  }
+
+  /** For the journal. */
+  get journalEntry(): JournalEntry {
+    const { offer } = this;
+    if (this.#result === null) return { offer, ended: null };
+    return { offer, ended: { result: this.#result, answer: this.out.kept() ?? null } };
   }
 
   inventoryItem(): InventoryItem {
@@ -78,6 +119,7 @@ export class Attempt {
       job: this.offer.job,
       attempt: this.offer.attempt,
       owner: this.offer.owner,
+      backend: this.offer.backend,
       state: this.state,
       body_offset: this.#body.received,
       stream_offset: this.out.length,
@@ -109,6 +151,7 @@ export class Attempt {
   /** Its result by itself, without what is left of its output; false when it has none. */
   sayResult(): boolean {
     if (this.#result === null) return false;
+    this.#alone = true;
     this.out.discard();
     this.#host.say(this.#result);
     return true;
@@ -149,12 +192,13 @@ export class Attempt {
     this.state = 'running';
     this.answered = true;
     const task = {
-      backend: this.backend,
+      backend: this.backend!,
       operation: offer.operation,
       body: this.#body.bytes(),
       streaming: offer.streaming,
       add_usage: offer.add_usage,
       request_id: offer.request_id,
+      traceparent: offer.traceparent,
       deadlines: offer.deadlines,
     };
     this.#relay = new Relay(task, this.out, this.#host, (done) => this.#relayDone(done));
@@ -168,7 +212,7 @@ export class Attempt {
   }
 
   /** The slot is free before the result is under way, so that whoever sees the result finds the slot. */
-  #finish(result: NodeMessage, done?: RelayDone): void {
+  #finish(result: EndedWork['result'], done?: RelayDone): void {
     this.state = 'finished';
     this.answered = true;
     this.#result = result;
@@ -178,6 +222,7 @@ export class Attempt {
     else this.out.end(done.failure === undefined ? 'complete' : 'cut', () => this.#host.say(result));
     // A deadline does not wait until a slow client has taken what came before it.
     if (done?.failure?.code === 'run_timeout' && this.stream !== null && !this.out.end_sent) this.sayResult();
+    this.#host.finished(this);
   }
 
   #completed(done: RelayDone): NodeMessageOf<'job.completed'> {

@@ -1,22 +1,27 @@
-import { type Clock, LeasesDigest, type Outbox, type Timer } from '@flotilla/core';
-import type { InventoryItem, NodeMessage, Verdict } from '@flotilla/protocol';
-import type { Agent } from 'undici';
-import type { AttemptLoad } from '../threads.ts';
+import {
+  type Clock,
+  type Deadlines,
+  type HttpAgent,
+  LeasesDigest,
+  type Outbox,
+  type RelayDone,
+  type Timer,
+} from '@flotilla/core';
+import { type InventoryItem, type NodeMessage, STORE_OWNER, type Verdict } from '@flotilla/protocol';
+import type { AttemptLoad, FromLink, JournalEntry } from '../threads.ts';
 import { Attempt, type AttemptHost, type Offer } from './attempt.ts';
 import type { Backends } from './backends.ts';
-import type { Deadlines } from './deadlines.ts';
-import type { RelayDone } from './relay.ts';
 import type { Slots } from './slots.ts';
 
 /**
  * Every attempt this node holds, until the control plane needs it no more: the inventory of a registration, the digest
  * of a beat, the answer to whatever arrives twice. An attempt enters with its offer and leaves with `result.ack`, with
- * `job.released` said on a link that stands, or at the fence, with everything else.
+ * `job.released` said on a link that stands, or at the fence, with everything else but detached results.
  *
  * A link comes (`joined`) and goes (`left`); attempts are on a stream of it from the verdict `keep`, or their offer, on.
  */
 export interface AttemptsTools {
-  agent: Agent;
+  agent: HttpAgent;
   clock: Clock;
   deadlines: Deadlines;
   backends: Backends;
@@ -26,10 +31,23 @@ export interface AttemptsTools {
   ended: (attempt: Attempt, done: RelayDone) => void;
   /** Stopped without a result: cancelled, abandoned, fenced or without a link for too long. */
   dropped: (attempt: Attempt) => void;
+  /** Tells the main thread, which writes it. */
+  journal: (message: Extract<FromLink, { type: 'journal_keep' | 'journal_drop' }>) => void;
 }
 
-/** What is kept unacknowledged at once; a control plane that acknowledges nothing gets no more done. */
-const ATTEMPTS_MAX = 4096;
+/**
+ * What is kept unacknowledged at once: its inventory has to fit into a registration beside the descriptor, and a
+ * control plane that acknowledges nothing gets no more done.
+ */
+export const INVENTORY_MAX_BYTES = 152 * 1024;
+/** An item without its names, with numbers of any length. */
+const ITEM_BYTES = 160;
+/**
+ * Detached results that are kept at once, here and in the journal: where nobody acknowledges any, no more detached work
+ * is taken on. What runs by then may still end and is kept beyond it.
+ */
+export const KEPT_RESULTS_MOST = 512;
+const KEPT_RESULTS_MAX_BYTES = 256 * 1024 * 1024;
 /** Bodies are held whole to be asked twice; the control plane's own limit is 16 MiB. */
 const BODY_MAX_BYTES = 128 * 1024 * 1024;
 /** How long after a `wait` the node asks again. */
@@ -41,10 +59,15 @@ export class Attempts {
   readonly #attempts = new Map<string, Attempt>();
   readonly #by_stream = new Map<number, Attempt>();
   readonly #digest = new LeasesDigest();
+  #inventory_bytes = 0;
   #outbox: Outbox | null = null;
   #unanswered: Attempt[] = [];
   #ask_again: Timer | null = null;
+  /** Detached results that are kept, and the bytes of their answers. */
+  #results = 0;
+  #result_bytes = 0;
   draining = false;
+  journal_writable = true;
 
   constructor(tools: AttemptsTools) {
     this.#tools = tools;
@@ -55,11 +78,37 @@ export class Attempts {
       say: (message) => this.say(message),
       mention: (message) => this.#outbox?.sendPatiently(JSON.stringify(message)),
       idle: (attempt) => {
-        tools.slots.release(attempt.backend.pool);
+        if (attempt.backend !== null) tools.slots.release(attempt.backend.pool);
         tools.changed();
       },
       ended: tools.ended,
+      finished: (attempt) => {
+        if (!attempt.detached) return;
+        this.#countResult(attempt, 1);
+        tools.journal({ type: 'journal_keep', entry: attempt.journalEntry });
+      },
     };
+  }
+
+  /** What an earlier process left. Before the first link. */
+  restore(entries: readonly JournalEntry[]): void {
+    for (const entry of entries) {
+      const attempt = Attempt.restored(entry, this.#host);
+      this.#enter(attempt);
+      if (attempt.state === 'finished') this.#countResult(attempt, 1);
+    }
+  }
+
+  #enter(attempt: Attempt): void {
+    const { offer } = attempt;
+    this.#attempts.set(keyOf(offer.job, offer.attempt), attempt);
+    this.#digest.add(offer.job, offer.attempt);
+    this.#inventory_bytes += itemBytes(offer);
+  }
+
+  #countResult({ out }: Attempt, by: 1 | -1): void {
+    this.#results += by;
+    this.#result_bytes += by * out.length;
   }
 
   get size(): number {
@@ -173,8 +222,8 @@ export class Attempts {
       return;
     }
     const attempt = new Attempt(offer, backend, this.#host);
-    this.#attempts.set(keyOf(offer.job, offer.attempt), attempt);
-    this.#digest.add(offer.job, offer.attempt);
+    this.#enter(attempt);
+    if (attempt.detached) this.#tools.journal({ type: 'journal_keep', entry: attempt.journalEntry });
     this.#by_stream.set(offer.stream, attempt);
     outbox.attach(offer.stream, attempt.out, { acked_offset: 0, head_received: false });
     // A small body comes in the same read as its offer: then `job.started` is answer enough.
@@ -187,7 +236,13 @@ export class Attempts {
     if (offer.kind !== 'inference') return 'unsupported_kind';
     if (unknown_backend) return 'unknown_backend';
     if (offer.body_length > BODY_MAX_BYTES) return 'body_too_large';
-    return this.#attempts.size >= ATTEMPTS_MAX ? 'no_slot' : undefined;
+    if (offer.owner === STORE_OWNER && !this.journal_writable) return 'journal_unwritable';
+    if (offer.owner === STORE_OWNER && this.#journalFull()) return 'journal_full';
+    return this.#inventory_bytes + itemBytes(offer) > INVENTORY_MAX_BYTES ? 'no_slot' : undefined;
+  }
+
+  #journalFull(): boolean {
+    return this.#results >= KEPT_RESULTS_MOST || this.#result_bytes >= KEPT_RESULTS_MAX_BYTES;
   }
 
   #acceptUnanswered(): void {
@@ -232,19 +287,30 @@ export class Attempts {
 
   // ── Endings ──
 
-  /** Stops everything at once and forgets it, results too: another node may have it by now. */
+  /**
+   * Stops everything at once and forgets it, results too: another node may have it by now. But a detached result is
+   * kept and told when the link is back, by this process or the next: it is worth having as long as nobody else was
+   * given the job.
+   */
   fence(): number {
-    const held = this.#attempts.size;
+    let held = 0;
     for (const attempt of this.#attempts.values()) {
+      if (isKept(attempt)) continue;
+      held++;
       this.#release(attempt);
       this.#forget(attempt);
     }
     return held;
   }
 
-  /** Stops everything at once; the control plane is told now or with the next inventory. */
+  /** Stops everything at once; the control plane is told now or with the next inventory. Detached results are kept. */
   releaseAll(): void {
-    for (const attempt of this.#attempts.values()) this.#releaseAndTell(attempt);
+    for (const attempt of this.#attempts.values()) if (!isKept(attempt)) this.#releaseAndTell(attempt);
+  }
+
+  /** The link has been away for too long for whoever waited for attached work. */
+  releaseAttached(): void {
+    for (const attempt of this.#attempts.values()) if (!attempt.detached) this.#releaseAndTell(attempt);
   }
 
   #releaseAndTell(attempt: Attempt): void {
@@ -258,6 +324,7 @@ export class Attempts {
     if (attempt.state === 'released') return;
     this.#leaveStream(attempt);
     if (attempt.state === 'running') this.#tools.dropped(attempt);
+    if (isKept(attempt)) this.#countResult(attempt, -1);
     attempt.release();
     this.#tools.changed();
   }
@@ -267,7 +334,10 @@ export class Attempts {
     attempt.out.discard();
     const { job, attempt: number } = attempt.offer;
     if (!this.#attempts.delete(keyOf(job, number))) return;
+    if (isKept(attempt)) this.#countResult(attempt, -1);
+    if (attempt.detached) this.#tools.journal({ type: 'journal_drop', job, attempt: number });
     this.#digest.remove(job, number);
+    this.#inventory_bytes -= itemBytes(attempt.offer);
     this.#tools.changed();
   }
 
@@ -281,6 +351,15 @@ export class Attempts {
   #sayUnknown(job: string, attempt: number): void {
     this.say({ type: 'job.released', job, attempt, started: false });
   }
+}
+
+/** A detached result: kept, link or no link, until it is acknowledged. */
+function isKept(attempt: Attempt): boolean {
+  return attempt.detached && attempt.state === 'finished';
+}
+
+function itemBytes({ job, owner, backend }: Offer): number {
+  return ITEM_BYTES + Buffer.byteLength(job) + Buffer.byteLength(owner) + Buffer.byteLength(backend);
 }
 
 function keyOf(job: string, attempt: number): string {

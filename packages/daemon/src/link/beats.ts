@@ -83,6 +83,10 @@ export class Beats {
 
   #watch(): void {
     this.#dead?.cancel();
-    this.#dead = this.#clock.after(this.#timings!.socket_dead_ms, () => this.#events.dead());
+    this.#dead = this.#clock.after(this.#timings!.socket_dead_ms, () => {
+      // A process that stood still finds its timers due before it has read its socket. What lies there comes first:
+      // a daemon that was superseded meanwhile must learn that, and not dial again as if its network had failed.
+      this.#dead = this.#clock.after(0, () => this.#events.dead());
+    });
   }
 }

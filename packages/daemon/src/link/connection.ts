@@ -1,7 +1,7 @@
 import type { IncomingMessage } from 'node:http';
 import { Agent as HttpsAgent } from 'node:https';
 import type { Socket } from 'node:net';
-import type { LinkPort } from '@flotilla/core';
+import { isThisMachine, type LinkPort } from '@flotilla/core';
 import { MESSAGE_MAX_BYTES } from '@flotilla/protocol';
 import { WebSocket } from 'ws';
 import type { Ending } from './refusal.ts';
@@ -180,6 +180,7 @@ function linkUrl(control_url: string): URL {
  * Masking keeps a proxy between browser and server from being fed bytes of a page's choice. Inside TLS, and on this
  * machine, no proxy reads the frames, and masking in JavaScript costs more than all the rest of a large answer (3 ns a
  * byte here, 2 ns there, as measured): there the mask is zero, which ws sends and reads without touching the payload.
+ * docs/decisions/007-zero-mask.md says why that is safe.
  */
 function needsMask(url: URL): boolean {
   return url.protocol !== 'wss:' && !/^(?:localhost|127\.\d+\.\d+\.\d+|\[::1\])$/.test(url.hostname);
@@ -189,10 +190,10 @@ function zeroMask(mask: Buffer): void {
   mask.fill(0);
 }
 
-/** Through `HTTPS_PROXY` where one is set; plain links are for this machine and this network. */
+/** Through `HTTPS_PROXY` where one is set; plain links, and those to this machine, need no way out. */
 function proxyAgent(url: URL): HttpsAgent | undefined {
-  const proxy = process.env['HTTPS_PROXY'] ?? process.env['https_proxy'];
-  if (url.protocol !== 'wss:' || proxy === undefined || proxy === '') return undefined;
+  const proxy = process.env['https_proxy'] || process.env['HTTPS_PROXY'];
+  if (url.protocol !== 'wss:' || isThisMachine(url) || !proxy) return undefined;
   return new HttpsAgent({ proxyEnv: process.env });
 }
 
@@ -224,6 +225,12 @@ function networkSentence(error: Error & { code?: string }): string {
     case 'ECONNRESET':
       return 'The connection was reset.';
     default:
+      if (/CERT|SELF_SIGNED|UNABLE_TO|ALTNAME/.test(error.code ?? '')) {
+        return (
+          `The control plane's certificate is not trusted (${error.code}): if it is signed by an authority of your own, ` +
+          "give that one's certificate in NODE_EXTRA_CA_CERTS."
+        );
+      }
       return `The connection failed: ${error.message}`;
   }
 }

@@ -1,5 +1,5 @@
 import type { ServerResponse } from 'node:http';
-import { encodeFrame } from '@flotilla/protocol';
+import { MESSAGE_MAX_BYTES, encodeFrame } from '@flotilla/protocol';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { LinkBench } from '../testing/link-bench.ts';
 import { delta, sse } from '../testing/scripted-backend.ts';
@@ -160,11 +160,36 @@ describe('refusals', () => {
     const { control } = bench;
     control.send({ type: 'error', code: 'revoked', message: 'by the operator' });
     control.socket?.close(code);
+    await control.until(() => bench.posts('stopping').length === 1);
+    bench.link.hear({ type: 'drain', deadline_ms: 0, reason: why });
     await control.until(() => bench.posts('stopped').length === 1);
     expect(bench.posts('stopped')[0]).toMatchObject({
       why,
       message: expect.stringContaining('by the operator') as string,
     });
+    expect(control.connections).toBe(1);
+  });
+
+  test.each([
+    ['when it is told that the stop is on disk', true],
+    ['after a second without a word', false],
+  ])('work is held when the link is refused for good, and let go %s', async (_when, told) => {
+    const open = holdAnswers();
+    await bench.start();
+    await bench.up();
+    const { control, backend, link } = bench;
+    control.offer('job_a', { streaming: true });
+    await control.until(() => open.length === 1);
+    control.socket?.close(4001);
+    await control.until(() => bench.posts('stopping').length === 1);
+    expect(link.attempts.live).toBe(1);
+    if (told) link.hear({ type: 'drain', deadline_ms: 0, reason: 'revoked' });
+    const begun = performance.now();
+    await control.until(() => backend.requests[0]?.aborted === true);
+    if (told) expect(performance.now() - begun).toBeLessThan(900);
+    else expect(performance.now() - begun).toBeGreaterThan(900);
+    await control.until(() => bench.posts('stopped').length === 1);
+    expect(bench.posts('stopped')).toMatchObject([{ why: 'revoked', released: 1 }]);
     expect(control.connections).toBe(1);
   });
 
@@ -186,11 +211,73 @@ describe('refusals', () => {
     expect(bench.posts('stopped')).toEqual([]);
   });
 
-  test.each([1001, 4005, 4006])('close %i is followed by a new link', async (code) => {
+  test.each([1001, 1013, 4005, 4006])('close %i is followed by a new link', async (code) => {
     await bench.start();
     await bench.up();
     bench.control.socket?.close(code);
     await bench.up(2);
+    expect(bench.control.connections).toBe(2);
+  });
+
+  test('dials that fail come further and further apart, also behind a link that fell at once', async () => {
+    bench.control.refuse = { status: 503 };
+    await bench.start(0.01);
+    const waits = () => bench.posts('disconnected').map(({ retry_in_ms }) => retry_in_ms);
+    await bench.control.until(() => waits().length === 4);
+    bench.control.refuse = null;
+    await bench.up();
+    bench.control.socket?.terminate();
+    await bench.up(2);
+    expect(waits().slice(0, 4)).toEqual([10, 10, 20, 40]);
+    expect(waits().at(-1)).toBe(50);
+  });
+
+  test('a message too large for the control plane is told as such, and tried again at the slowest pace', async () => {
+    await bench.start();
+    await bench.up();
+    bench.control.socket?.close(1009);
+    await bench.control.until(() => bench.posts('disconnected').length === 1);
+    const { reason, retry_in_ms } = bench.posts('disconnected')[0]!;
+    expect(reason).toContain('larger than the control plane takes');
+    expect(retry_in_ms).toBe(2500);
+  });
+});
+
+describe('a rotated credential', () => {
+  test('opens a new link at once, on which streams go on', async () => {
+    const open = holdAnswers();
+    await bench.start(0.99);
+    await bench.up();
+    const { control } = bench;
+    const first = control.offer('job_a', { streaming: true });
+    await control.until(() => open.length === 1);
+    open[0]!.write(sse(delta('one')));
+    await control.until(() => control.stream(first).length > 0);
+    const second = control.newStream();
+    control.verdicts = () => ({
+      verdict: 'keep',
+      stream: second,
+      acked_offset: control.stream(first).length,
+    });
+    bench.link.hear({ type: 'credential', credential: 'fln_new' });
+    await bench.up(2);
+    expect(control.authorizations).toEqual(['Bearer fln_test', 'Bearer fln_new']);
+    expect(bench.posts('disconnected')).toEqual([]);
+    open[0]!.end(sse(delta('two', 'stop'), '[DONE]'));
+    await control.message('job.completed', 'job_a');
+    expect(control.all('job.released')).toEqual([]);
+    expect(bench.backend.requests[0]?.aborted).toBe(false);
+  });
+
+  test('is tried at once where the link is down', async () => {
+    bench.control.refuse = { status: 401 };
+    await bench.start(0.99);
+    await bench.control.until(() => bench.posts('disconnected').length === 1);
+    bench.control.refuse = null;
+    const begun = performance.now();
+    bench.link.hear({ type: 'credential', credential: 'fln_new' });
+    await bench.up();
+    expect(performance.now() - begun).toBeLessThan(1000);
     expect(bench.control.connections).toBe(2);
   });
 });
@@ -223,6 +310,26 @@ describe('slots', () => {
       reason: 'unsupported_kind',
     });
     expect(await bench.control.message('job.rejected', 'job_c')).toMatchObject({ reason: 'body_too_large' });
+  });
+
+  test('what it holds always fits into a registration: more is refused, and it comes back with all of it', async () => {
+    bench.slots = 10_000;
+    await bench.start();
+    await bench.up();
+    const { control } = bench;
+    const job = (n: number) => `job_${String(n).padStart(26, '0')}`;
+    for (let n = 0; n < 1500; n++) control.offer(job(n), { without_body: true });
+    expect(await control.message('job.rejected')).toMatchObject({ reason: 'no_slot' });
+    await control.until(
+      () => control.all('job.accepted').length + control.all('job.rejected').length === 1500,
+    );
+    control.socket?.terminate();
+    await bench.up(2);
+    const { inventory } = control.registrations[1]!;
+    expect(inventory).toHaveLength(control.all('job.accepted').length);
+    expect(inventory.length).toBeGreaterThan(500);
+    expect(Buffer.byteLength(JSON.stringify(control.registrations[1]))).toBeLessThan(MESSAGE_MAX_BYTES);
+    expect(inventory[0]).toMatchObject({ backend: 'main', state: 'receiving' });
   });
 
   test('sixteen streams that fill the windows delay no beat', async () => {
@@ -316,7 +423,7 @@ describe('draining', () => {
     await control.until(() => bench.posts('stopped').length === 1);
     expect(control.all('job.completed', 'job_a').length).toBe(1);
     expect(control.all('node.deregister')).toMatchObject([{ reason: 'updating' }]);
-    expect(bench.posts('stopped')).toEqual([{ type: 'stopped', why: 'drained', message: 'updating' }]);
+    expect(bench.posts('stopped')).toMatchObject([{ why: 'drained', message: 'updating', released: 0 }]);
   });
 
   test('releases at its deadline what has not finished', async () => {
@@ -328,6 +435,7 @@ describe('draining', () => {
     await control.until(() => open.length === 1);
     bench.link.hear({ type: 'drain', deadline_ms: 20, reason: 'now' });
     await control.until(() => bench.posts('stopped').length === 1);
+    expect(bench.posts('stopped')).toMatchObject([{ why: 'drained', released: 1 }]);
     expect(control.all('job.released', 'job_a').length).toBe(1);
     expect(control.log.at(-1)?.type).toBe('node.deregister');
     await control.until(() => bench.backend.requests[0]?.aborted === true);

@@ -1,5 +1,6 @@
 import {
   type Clock,
+  Deadlines,
   linkStood,
   nextReconnect,
   type Random,
@@ -10,10 +11,9 @@ import {
   timings,
 } from '@flotilla/core';
 import { Agent } from 'undici';
-import type { FromLink, LinkThreadData, ToLink } from '../threads.ts';
+import type { FinalRefusal, FromLink, LinkThreadData, ToLink } from '../threads.ts';
 import { Attempts } from './attempts.ts';
 import { Backends } from './backends.ts';
-import { Deadlines } from './deadlines.ts';
 import { Guard } from './guard.ts';
 import { type Ending, judgeEnding } from './refusal.ts';
 import { Reports } from './reports.ts';
@@ -24,12 +24,14 @@ import { Slots } from './slots.ts';
  * The node's side of the link: one session after another, and what must outlive them.
  *
  *     waiting ──delay──▶ in a session ──ended──▶ waiting
- *        │                     └─ revoked, superseded, no protocol in common ──▶ stopped
- *        └── drained ──────────┴─────────────────────────────────────────────────▲
+ *        │                     ├─ closed for a new credential ─▶ in a session, at once
+ *        │                     └─ revoked, superseded, no protocol in common ──▶ stopping ──`drain`, or 1 s──▶ stopped
+ *        └── drained ──────────┴──────────────────────────────────────────────────────────────────────────────▲
  *
- * Moved by: the session's end, the reconnect rule's timer, `drain` from the main thread. Attempts, slots and the guard
- * of the lease live through all of it; a crash of the thread loses them, and the control plane finds that out from the
- * inventory of the thread that follows.
+ * Moved by: the session's end, the reconnect rule's timer, `drain` from the main thread, which has `stopping` on disk
+ * before it says so: until then nothing is let go, except by a main thread that hangs. Attempts, slots and the guard
+ * of the lease live through all of it; a crash of the thread loses them, but for what the journal has, and the control
+ * plane finds that out from the inventory of the thread that follows.
  */
 export interface LinkOptions {
   data: LinkThreadData;
@@ -39,6 +41,8 @@ export interface LinkOptions {
   post: (message: FromLink) => void;
 }
 
+/** The main thread writes one small file meanwhile; one that does not must not keep work alive that nobody wants. */
+const STOPPING_WRITTEN_MS = 1000;
 /** H until the control plane has told it. */
 const FIRST_HEARTBEAT_MS = 5000;
 
@@ -61,11 +65,17 @@ export class Link implements SessionHost {
   #redial: Timer | null = null;
   #drain_timer: Timer | null = null;
   #drain_reason: string | null = null;
+  #refused: { why: FinalRefusal; message: string } | null = null;
+  /** The session is being closed only to be opened again with a new credential. */
+  #renewing = false;
   #stopped = false;
+  /** Attempts that the stop did not let end: whoever asked for a drain is told. */
+  #cut = 0;
 
   constructor(options: LinkOptions) {
     const { data, clock, random, lease_clock, post } = options;
-    this.data = { ...data };
+    // The journal's answers are the attempts' from here on, which let go of them one by one.
+    this.data = { ...data, journal: [] };
     this.clock = clock;
     this.random = random;
     this.lease_clock = lease_clock;
@@ -95,10 +105,13 @@ export class Link implements SessionHost {
       changed: () => this.#workChanged(),
       ended: (attempt, done) => this.#reports.ended(attempt, done),
       dropped: (attempt) => this.#reports.dropped(attempt),
+      journal: post,
     });
+    this.attempts.journal_writable = data.journal_writable;
+    this.attempts.restore(data.journal);
     this.guard = new Guard(clock, lease_clock, {
       fence: () => this.#fence(),
-      dropAttached: () => this.attempts.releaseAll(),
+      dropAttached: () => this.#dropAttached(),
     });
   }
 
@@ -134,10 +147,30 @@ export class Link implements SessionHost {
         this.data.health = message.health;
         this.#session?.beatNow();
         return;
+      case 'credential':
+        this.data.credential = message.credential;
+        if (this.#refused === null) this.#renew();
+        return;
+      case 'discovery':
+        this.#session?.tell(message.message);
+        return;
+      case 'journal_writable':
+        this.attempts.journal_writable = message.writable;
+        return;
       case 'drain':
         this.#drain(message.deadline_ms, message.reason);
         return;
     }
+  }
+
+  #renew(): void {
+    if (this.#session !== null) {
+      this.#renewing = true;
+      this.#session.renew();
+      return;
+    }
+    this.#redial?.cancel();
+    this.start();
   }
 
   // ── For the session ──
@@ -156,14 +189,22 @@ export class Link implements SessionHost {
     this.#session = null;
     this.attempts.left();
     if (this.#stopped) return;
+    if (this.#renewing) {
+      // At once, whatever the old link still said: its work goes on with the new one.
+      this.#renewing = false;
+      if (up_ms !== null) this.guard.linkDown();
+      this.start();
+      return;
+    }
     const refusal = judgeEnding(ending);
     if (refusal.next === 'stop') {
-      void this.#stop(refusal.why, refusal.message);
+      this.#giveUp(refusal.why, refusal.message);
       return;
     }
     if (up_ms !== null) this.guard.linkDown();
     const fresh = refusal.next === 'afresh';
-    const from = fresh ? RECONNECT_START : linkStood(this.#reconnect, up_ms ?? 0);
+    const lost = up_ms === null ? this.#reconnect : linkStood(this.#reconnect, up_ms);
+    const from = fresh ? RECONNECT_START : lost;
     const next = nextReconnect(from, this.random.next(), refusal.next === 'slow' ? 'slow' : 'normal');
     this.#reconnect = next.state;
     this.#redial = this.clock.after(next.delay_ms, () => this.start());
@@ -179,17 +220,43 @@ export class Link implements SessionHost {
     if (this.draining) setImmediate(() => this.#stopIfDrained());
   }
 
+  #releaseAll(): void {
+    const { live } = this.attempts;
+    this.attempts.releaseAll();
+    if (this.draining) this.#cut += live - this.attempts.live;
+  }
+
+  #dropAttached(): void {
+    const { live } = this.attempts;
+    this.attempts.releaseAttached();
+    if (this.draining) this.#cut += live - this.attempts.live;
+  }
+
   #fence(): void {
+    const { live } = this.attempts;
     const attempts = this.attempts.fence();
+    if (this.draining) this.#cut += live - this.attempts.live;
     if (attempts > 0) this.#post({ type: 'fenced', attempts });
   }
 
+  #giveUp(why: FinalRefusal, message: string): void {
+    this.#refused = { why, message };
+    this.#post({ type: 'stopping', why, message });
+    // A drain says that `stopping` is on disk.
+    if (this.draining) void this.#stop(why, message);
+    else this.#drain_timer = this.clock.after(STOPPING_WRITTEN_MS, () => void this.#stop(why, message));
+  }
+
   #drain(deadline_ms: number, reason: string): void {
+    if (this.#refused !== null) {
+      void this.#stop(this.#refused.why, this.#refused.message);
+      return;
+    }
     this.#drain_reason = reason;
     this.attempts.draining = true;
     this.#drain_timer?.cancel();
     this.#drain_timer = this.clock.after(deadline_ms, () => {
-      this.attempts.releaseAll();
+      this.#releaseAll();
       void this.#stop('drained', reason);
     });
     this.#session?.beatNow();
@@ -211,10 +278,14 @@ export class Link implements SessionHost {
     this.guard.stop();
     const left = this.#session?.leave(why === 'drained' ? message : null);
     this.attempts.left();
+    const { live } = this.attempts;
     this.attempts.fence();
+    // What is left has its result, which the next process of this node delivers.
+    const kept = this.attempts.live;
+    this.#cut += live - kept;
     this.#deadlines.stop();
     this.#reports.stop();
     await Promise.allSettled([left, this.#agent.destroy()]);
-    this.#post({ type: 'stopped', why, message });
+    this.#post({ type: 'stopped', why, message, released: this.#cut, kept });
   }
 }

@@ -1,3 +1,5 @@
+import type { FinalRefusal } from '../threads.ts';
+
 /** Why a connection ended, from every place that can say so. */
 export interface Ending {
   /** HTTP status of a refused upgrade, and the error of its body where that is ours. */
@@ -18,7 +20,7 @@ export interface Ending {
  */
 export type Refusal =
   | { next: 'again' | 'afresh' | 'slow'; message: string }
-  | { next: 'stop'; why: 'revoked' | 'superseded' | 'protocol'; message: string };
+  | { next: 'stop'; why: FinalRefusal; message: string };
 
 /** The table of docs/reference/node-link.md. */
 export function judgeEnding(ending: Ending): Refusal {
@@ -72,6 +74,13 @@ function judgeClose(ending: Ending): Refusal {
       };
     case 4006:
       return { next: 'again', message: 'The control plane had not heard of this node for too long.' };
+    case 1009:
+      return {
+        next: 'slow',
+        message: `A message of this node was larger than the control plane takes. ${said}`.trim(),
+      };
+    case 1013:
+      return { next: 'again', message: `The control plane cannot take this node now. ${said}`.trim() };
     case 1001:
       return { next: 'afresh', message: 'The control plane is stopping.' };
     default:

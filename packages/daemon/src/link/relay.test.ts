@@ -19,6 +19,7 @@ const usage = {
 const tokens = { prompt_tokens: 7, completion_tokens: 2, cached_tokens: 4, estimated: false };
 const usageOnly = { id: 'c', choices: [], usage };
 const streamed = sse(delta('Hel'), delta('lo ünï'), delta('', 'stop'));
+const whole = sse(delta('x'), delta('', 'stop'), '[DONE]');
 
 describe('an answer', () => {
   test('reaches the control plane as it came: head, body, end and result, in one write', async () => {
@@ -225,6 +226,32 @@ describe('a stream', () => {
     expect(bench.control.stream(stream).end?.complete).toBe(false);
   });
 
+  test.each([
+    ['its backend resets the connection then', (socket: Socket) => socket.resetAndDestroy(), ''],
+    ['its backend never ends it', () => undefined, ''],
+    ['more follows than anybody reads', () => undefined, 'x'.repeat(1_000_000)],
+  ])('is whole with its [DONE], although %s', async (_how, then, more) => {
+    bench.backend.answer = ({ response }) => {
+      response.setHeader('content-type', 'text/event-stream');
+      response.write(whole, () => {
+        setTimeout(() => {
+          then(response.socket!);
+          if (more !== '') response.write(more);
+        }, 20);
+      });
+    };
+    bench.control.credit_streams = false;
+    await bench.start();
+    await bench.up();
+    const stream = bench.control.offer('job_a', { streaming: true });
+    await bench.control.message('job.completed', 'job_a');
+    const { body, end } = bench.control.stream(stream);
+    expect(body.toString().startsWith(whole)).toBe(true);
+    expect(body.length).toBeLessThan(256 * 1024);
+    expect(end).toEqual({ length: body.length, complete: true });
+    expect(bench.posts('backend_failed')).toEqual([]);
+  });
+
   test('with an in-band error passes on and is recorded as failed', async () => {
     const events = sse(delta('x'), { error: { message: 'CUDA out of memory at 10.0.0.7' } }, '[DONE]');
     answerWith(events);
@@ -255,6 +282,21 @@ describe('a failing backend', () => {
       expect(bench.control.stream(stream)).toMatchObject({ head: null, end: null });
       expect(bench.backend.requests.length).toBe(1);
       expect(bench.posts('backend_failed').length).toBe(status === 429 || status === 408 ? 0 : 1);
+    },
+  );
+
+  test.each(['Infinity', '1e400', '-1', 'Wed, 21 Oct 2099 07:28:00 GMT'])(
+    'that asks to be left alone for %s is reported without a time',
+    async (asked) => {
+      bench.backend.answer = ({ response }) => {
+        response.writeHead(429, { 'retry-after': asked, 'retry-after-ms': asked });
+        response.end();
+      };
+      await bench.start();
+      await bench.up();
+      bench.control.offer('job_a');
+      const failed = await bench.control.message('job.failed', 'job_a');
+      expect(failed).not.toHaveProperty('retry_after_ms');
     },
   );
 

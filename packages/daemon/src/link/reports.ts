@@ -1,7 +1,6 @@
-import type { Clock, Timer } from '@flotilla/core';
+import type { Clock, RelayDone, Timer } from '@flotilla/core';
 import type { AttemptLoad, EndedAttempt, FromLink } from '../threads.ts';
 import type { Attempt } from './attempt.ts';
-import type { RelayDone } from './relay.ts';
 import type { PoolLoad } from './slots.ts';
 
 /** Load is told this long after it changed, so that a burst is one message; the last state is always told. */

@@ -1,6 +1,6 @@
 import type { ServerResponse } from 'node:http';
 import { OutStream } from '@flotilla/core';
-import { FRAME_KIND, type Verdict } from '@flotilla/protocol';
+import { FRAME_KIND, type Verdict, readInventory } from '@flotilla/protocol';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
 import { LinkBench } from '../testing/link-bench.ts';
 import { delta, sse } from '../testing/scripted-backend.ts';
@@ -136,7 +136,7 @@ describe('after a reconnect with the same boot id', () => {
     expect(await control.message('job.released', 'job_a')).toMatchObject({ started: true });
     await control.until(() => bench.backend.requests[0]?.aborted === true);
     const sync = await control.message('inventory.sync');
-    expect(sync.inventory.map((item) => item.job)).toEqual(['job_b']);
+    expect(readInventory(sync.inventory).map((item) => item.job)).toEqual(['job_b']);
     open[1]!.end(sse(delta('x', 'stop'), '[DONE]'));
     await control.message('job.completed', 'job_b');
   });

@@ -17,6 +17,7 @@ import {
   FlotillaError,
   type Frame,
   FRAME_KIND,
+  NODE_FEATURES,
   type NodeMessage,
   PROTOCOL_VERSION,
   readControlMessage,
@@ -100,10 +101,20 @@ export class Session {
     this.#beats.beatNow();
   }
 
+  /** Closes the connection so that another one follows it. */
+  renew(): void {
+    this.#connection.close(1000, 'The credential was rotated.');
+  }
+
   sendDescriptor(): void {
     if (!this.up) return;
     const { descriptor, descriptor_hash } = this.#host.data;
     this.#say({ type: 'descriptor.update', descriptor, descriptor_hash });
+  }
+
+  /** Something of the main thread's; lost where the link is not up. */
+  tell(message: NodeMessage): void {
+    if (this.up) this.#say(message);
   }
 
   /** Says goodbye where that is possible. @returns when the connection is gone */
@@ -123,7 +134,7 @@ export class Session {
       type: 'node.register',
       boot_id: data.boot_id,
       protocol: { min: PROTOCOL_VERSION, max: PROTOCOL_VERSION },
-      features: [],
+      features: [NODE_FEATURES.modelDiscovery],
       descriptor: data.descriptor,
       descriptor_hash: data.descriptor_hash,
       inventory: attempts.inventory(),
@@ -181,6 +192,14 @@ export class Session {
         return;
       case 'result.ack':
         attempts.resultAcknowledged(message.job, message.attempt);
+        return;
+      case 'discovery.request': {
+        const { type: _, ...request } = message;
+        this.#host.post({ type: 'discovery_asked', request });
+        return;
+      }
+      case 'discovery.ack':
+        this.#host.post({ type: 'discovery_acknowledged', request: message.request });
         return;
       case 'stream.credit':
         this.#outbox.credit(message.stream, message.acked_offset);
@@ -245,6 +264,7 @@ export class Session {
     if (ack.want.includes('inventory')) {
       this.#say({ type: 'inventory.sync', inventory: attempts.inventory() });
     }
+    for (const request of ack.discoveries) this.#host.post({ type: 'discovery_asked', request });
     this.#host.post({
       type: 'acked',
       at: clock.wall_ms(),

@@ -36,6 +36,8 @@ export class LinkBench {
       health: [{ id: 'main', health: 'healthy', models: [] }],
       progress: new SharedArrayBuffer(4),
       connect_timeout_ms: 2000,
+      journal: [],
+      journal_writable: true,
     };
   }
 

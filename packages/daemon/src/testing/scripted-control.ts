@@ -9,6 +9,7 @@ import {
   FRAME_KIND,
   type NodeMessage,
   type NodeMessageOf,
+  readInventory,
   readNodeMessage,
   type Verdict,
 } from '@flotilla/protocol';
@@ -40,6 +41,7 @@ export class SeenStream {
 }
 
 export interface OfferOptions {
+  owner?: string;
   attempt?: number;
   body?: string | Buffer;
   backend?: string;
@@ -178,7 +180,7 @@ export class ScriptedControl {
       type: 'job.offer',
       job,
       attempt: options.attempt ?? 1,
-      owner: 'rep_1',
+      owner: options.owner ?? 'rep_1',
       stream,
       kind: options.kind ?? 'inference',
       operation: options.operation ?? 'chat',
@@ -260,7 +262,7 @@ export class ScriptedControl {
         want: this.want.splice(0),
       });
     } else if (message.type === 'inventory.sync') {
-      this.send({ type: 'inventory.verdicts', verdicts: this.#judge(message.inventory) });
+      this.send({ type: 'inventory.verdicts', verdicts: this.#judge(readInventory(message.inventory)) });
     } else if ((message.type === 'job.completed' || message.type === 'job.failed') && this.ack_results) {
       const { job, attempt } = message;
       this.send({ type: 'result.ack', job, attempt, outcome: 'accepted' });

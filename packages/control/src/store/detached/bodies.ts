@@ -1,7 +1,12 @@
-import type { JobBodies } from '@flotilla/core';
+import type { JobBodies, ResultMeasure } from '@flotilla/core';
 import { NOW_MS, prepared, type Sql } from '../sql.ts';
 
 const load = prepared('load-bodies', 'select request, result, erase_at from job_bodies where job = $1');
+const measure = prepared(
+  'measure-result',
+  'select octet_length(result) as result_bytes, erase_at from job_bodies where job = $1',
+);
+const loadOne = prepared('load-result', 'select result from job_bodies where job = $1');
 const erase = prepared(
   'erase-bodies',
   `with over as materialized (
@@ -14,6 +19,16 @@ const erase = prepared(
 export async function loadBodies(sql: Sql, id: string): Promise<JobBodies | undefined> {
   const [row] = await sql.query<JobBodies>(load, [id]);
   return row;
+}
+
+export async function measureResult(sql: Sql, id: string): Promise<ResultMeasure | undefined> {
+  const [row] = await sql.query<ResultMeasure>(measure, [id]);
+  return row;
+}
+
+export async function loadResult(sql: Sql, id: string): Promise<string | null> {
+  const [row] = await sql.query<Pick<JobBodies, 'result'>>(loadOne, [id]);
+  return row?.result ?? null;
 }
 
 export async function deleteBodies(sql: Sql, id: string): Promise<boolean> {

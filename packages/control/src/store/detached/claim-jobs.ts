@@ -36,7 +36,7 @@ const statement = prepared(
        offered_at = ${NOW_MS}, started_at = null
      from given where j.id = given.id
      returning j.id, j.attempt, j.node, j.epoch, j.kind, j.lane, j.key, j.model, j.operation, j.request_id,
-       j.order_key, j.failures, j.max_attempts, j.on_node_loss, j.run_timeout_ms)
+       j.order_key, j.priority, j.failures, j.max_attempts, j.on_node_loss, j.run_timeout_ms, j.traceparent, j.created_at)
    select leased.*, (select request from job_bodies where job = leased.id) as request
    from leased
    order by leased.order_key, leased.id`,

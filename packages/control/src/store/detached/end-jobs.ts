@@ -1,8 +1,10 @@
 import type { Cancellation, EndedJob } from '@flotilla/core';
+import { encode } from '../json.ts';
+import { USAGE_COLUMNS, served } from '../job-columns.ts';
 import { NOW_MS, prepared, type Sql } from '../sql.ts';
 
 /**
- * Cancel and expire end what is open, whoever holds it. The attempt that was under way keeps its story, and the caller
+ * Cancel and expire end what is open, whoever holds it, with the one usage row that every job has. The attempt that was under way keeps its story, and the caller
  * gets its fence, to tell the node; its slot is free when the node says so, never here.
  */
 const ending = (chosen: string) => `
@@ -14,20 +16,26 @@ const ending = (chosen: string) => `
        finished_at = now.ms, deadline_at = null, not_before = null
      from chosen, now where j.id = chosen.id),
    story as (
-     insert into attempts (job, attempt, node, backend, epoch, outcome, code, message,
+     insert into attempts (job, attempt, node, provider, backend, epoch, outcome, code, message,
        offered_at, started_at, ended_at)
-     select id, attempt, node, null, epoch, end_code, end_code, end_message, offered_at, started_at, now.ms
+     select id, attempt, ${served('node')}, null, epoch, end_code, end_code, end_message, offered_at, started_at, now.ms
      from chosen, now where node is not null
+     on conflict do nothing),
+   used as (
+     insert into usage (${USAGE_COLUMNS})
+     select id, request_id, key, model, operation, ${served('node')}, end_code, end_status, attempt, 0, 0, 0, true,
+       greatest(0, coalesce(offered_at, now.ms) - created_at), null, greatest(0, now.ms - created_at), created_at
+     from chosen, now
      on conflict do nothing),
    bodies as (
      update job_bodies b set erase_at = now.ms + b.retention_ms from chosen, now where b.job = chosen.id)
   select id, end_state as state, end_code as error_code, attempt, node, epoch from chosen`;
 
-const ROW = 'id, attempt, node, epoch, offered_at, started_at';
+const ROW = 'id, attempt, node, epoch, offered_at, started_at, request_id, key, model, operation, created_at';
 
 const cancel = prepared(
   'cancel-job',
-  ending(`select ${ROW}, 'cancelled' as end_state, 'cancelled' as end_code, $2::text as end_message
+  ending(`select ${ROW}, 'cancelled' as end_state, 'cancelled' as end_code, 499 as end_status, $2::text as end_message
     from jobs where id = $1 and not attached and finished_at is null for no key update`),
 );
 
@@ -35,11 +43,12 @@ const cancel = prepared(
 const expire = prepared(
   'expire-jobs',
   ending(`select ${ROW}, 'timed_out' as end_state,
-      case state when 'running' then 'run_timeout' else 'queue_timeout' end as end_code,
+      case state when 'running' then 'run_timeout' else 'queue_timeout' end as end_code, 504 as end_status,
       case state when 'running' then 'The work ran longer than its limit.'
         else 'No slot became free before the queue deadline.' end as end_message
     from jobs
     where deadline_at is not null and deadline_at <= (select ms from now) and state in ('queued', 'leased', 'running')
+      and (state = 'queued' or not ($2::jsonb ? node or $2::jsonb ? id))
     order by deadline_at limit $1 for no key update skip locked`),
 );
 
@@ -59,8 +68,8 @@ export async function cancelJob(sql: Sql, id: string, message: string): Promise<
   return { refused: known.length > 0 ? 'ended' : 'unknown' };
 }
 
-export async function expireJobs(sql: Sql, limit: number): Promise<EndedJob[]> {
-  return (await sql.query<EndedRow>(expire, [limit])).map(endedJob);
+export async function expireJobs(sql: Sql, limit: number, spared: readonly string[]): Promise<EndedJob[]> {
+  return (await sql.query<EndedRow>(expire, [limit, encode(spared)])).map(endedJob);
 }
 
 function endedJob({ id, state, error_code, attempt, node, epoch }: EndedRow): EndedJob {

@@ -1,5 +1,6 @@
 import type { JobFence, ResultOutcome } from '@flotilla/core';
 import { encode } from '../json.ts';
+import { served } from '../job-columns.ts';
 import type { Sql, Statement } from '../sql.ts';
 
 export const FENCE_TYPES = 'id text, attempt bigint, node text, epoch bigint';
@@ -24,15 +25,17 @@ export const RESULT_OUTCOME = `case
     when held.result_digest = input.digest then 'duplicate'
     else 'conflict' end`;
 
-/** The story of the attempt that a statement ends, out of its item and the locked row. */
+/** The story of the attempt that a statement ends; in place of an older one where it was taken for lost meanwhile. */
 export const TELL_STORY = `
-    insert into attempts (job, attempt, node, backend, epoch, outcome, code, message,
+    insert into attempts (job, attempt, node, provider, backend, epoch, outcome, code, message,
       offered_at, started_at, ended_at)
-    select held.id, held.attempt, held.node, input.backend, held.epoch, input.outcome, input.code, input.message,
+    select held.id, held.attempt, ${served('held.node')}, input.backend, held.epoch, input.outcome, input.code, input.message,
       held.offered_at, held.started_at, now.ms
     from held join input using (id), now
     where held.holds
-    on conflict do nothing`;
+    on conflict (job, attempt) do update
+      set outcome = excluded.outcome, code = excluded.code, message = excluded.message, backend = excluded.backend,
+        epoch = excluded.epoch, ended_at = excluded.ended_at`;
 
 /**
  * Sends a batch and puts the answers in its order. A statement can move a job once, so a second item of the same job

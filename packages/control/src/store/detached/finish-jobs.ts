@@ -1,9 +1,12 @@
 import type { Finish, ResultOutcome } from '@flotilla/core';
-import { USAGE_COLUMNS, USAGE_TYPES } from '../job-columns.ts';
+import { USAGE_COLUMNS, USAGE_TYPES, served } from '../job-columns.ts';
 import { NOW_MS, prepared, type Sql } from '../sql.ts';
 import { FENCE_TYPES, HELD, moveJobs, RESULT_OUTCOME, TELL_STORY } from './fence.ts';
 
-/** State, story, usage, result and the end of the body's retention in one: a job has all of them or none. */
+/**
+ * State, story, usage, result and the end of the body's retention in one: a job has all of them or none. Where nobody
+ * brings a usage row, the store writes one of what it knows.
+ */
 const statement = prepared(
   'finish-jobs',
   `with now as materialized (select ${NOW_MS} as ms),
@@ -17,6 +20,14 @@ const statement = prepared(
      select ${USAGE_COLUMNS} from jsonb_to_recordset((
        select jsonb_agg(input.usage) from input join held using (id)
        where held.holds and jsonb_typeof(input.usage) = 'object')) as u (${USAGE_TYPES})
+     on conflict do nothing),
+   uncounted as (
+     insert into usage (${USAGE_COLUMNS})
+     select j.id, j.request_id, j.key, j.model, j.operation, ${served('j.node')}, coalesce(input.error_code, input.state), 502,
+       j.attempt, 0, 0, 0, true, greatest(0, coalesce(j.offered_at, now.ms) - j.created_at), null,
+       greatest(0, now.ms - j.created_at), j.created_at
+     from held join input using (id) join jobs j using (id), now
+     where held.holds and jsonb_typeof(input.usage) is distinct from 'object'
      on conflict do nothing),
    bodies as (
      update job_bodies b set result = input.result, erase_at = now.ms + b.retention_ms

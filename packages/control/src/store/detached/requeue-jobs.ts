@@ -7,12 +7,14 @@ const statement = prepared(
   `with now as materialized (select ${NOW_MS} as ms),
    input as materialized (
      select * from jsonb_to_recordset($1::jsonb) as r (${FENCE_TYPES}, backend text, outcome text, code text,
-       message text, delay_ms bigint, counts boolean, digest text)),
+       message text, delay_ms bigint, counts boolean, digest text, lane text)),
    ${HELD},
    story as (${TELL_STORY}),
    moved as (
      update jobs j
-     set state = 'queued', node = null, epoch = null, offered_at = null, started_at = null,
+     set state = 'queued', lane = input.lane, node = null, epoch = null, offered_at = null, started_at = null,
+       -- The run's deadline went with its attempt: from now on it waits as long as a new job would.
+       deadline_at = case when j.started_at is null then j.deadline_at else now.ms + j.queue_timeout_ms end,
        not_before = case when input.delay_ms > 0 then now.ms + input.delay_ms end,
        failures = j.failures + case when input.counts then 1 else 0 end,
        accepted_attempt = case when input.digest is null then j.accepted_attempt else j.attempt end,

@@ -1,0 +1,36 @@
+import { link, readFile, rm, writeFile } from 'node:fs/promises';
+
+interface KeptSecret {
+  secret: string;
+  /** Made now, for the first time. */
+  fresh: boolean;
+}
+
+/** A secret of this installation: kept in a file of its owner's alone, made on the first start. */
+export async function keptSecret(path: string, make: () => string): Promise<KeptSecret> {
+  const kept = await read(path);
+  if (kept !== undefined) return { secret: kept, fresh: false };
+  const secret = make();
+  const draft = `${path}.${process.pid}.new`;
+  await writeFile(draft, `${secret}\n`, { mode: 0o600, flush: true });
+  try {
+    // A link appears whole and never replaces a file: of two first starts at once, both get the secret of one.
+    await link(draft, path);
+    return { secret, fresh: true };
+  } catch (error) {
+    const other = await read(path);
+    if (other === undefined) throw error;
+    return { secret: other, fresh: false };
+  } finally {
+    await rm(draft, { force: true });
+  }
+}
+
+async function read(path: string): Promise<string | undefined> {
+  try {
+    return (await readFile(path, 'utf8')).trim() || undefined;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
+    throw error;
+  }
+}

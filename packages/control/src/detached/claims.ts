@@ -1,0 +1,260 @@
+import {
+  type ClaimedJob,
+  type Clock,
+  type Log,
+  type Random,
+  type Store,
+  placeInOrder,
+  promise,
+  withdrawPromise,
+} from '@flotilla/core';
+import { type Places, mayTake } from '../dispatch/places.ts';
+import type { FleetNode, ModelSpot } from '../fleet/node.ts';
+import { type ReadyLane, type ReadyLanes, wants } from './ready-lanes.ts';
+
+/**
+ * Claims: slots of nodes linked to this replica, and of providers, turned into jobs of the store. A slot is reserved before it is asked
+ * for and free again when no job came for it, so what is claimed always has a place; an offer leaves only when its
+ * claim is committed. One statement at a time: what becomes free meanwhile goes into the next one.
+ *
+ *     slot free ──plan──▶ planned ──claim sent──▶ asked for ──▶ a job's slot, or free again
+ *
+ * A claim waits for what nodes that came back are being asked about: a job whose result is already here would be done
+ * again, and by the very node that has it, whose slots are free. What came after the claim was sent is too late: the
+ * job is somebody else's then.
+ *
+ * Nothing is claimed where no lane is known to have a job: an idle fleet asks the store nothing.
+ */
+export interface ClaimsDeps {
+  clock: Clock;
+  random: Random;
+  log: Log;
+  store: Pick<Store, 'claimJobs' | 'heldJobs'>;
+  replica: string;
+  places: Places;
+  ready: ReadyLanes;
+  /** For so many more requests there is memory, however large they are. */
+  room(): number;
+  offer(claimed: ClaimedJob, spot: ModelSpot): void;
+  /** A claim that found no place after all: it goes back at once, never having been offered. */
+  giveBack(claimed: ClaimedJob): void;
+  /**
+   * It is not known what a claim took: what these nodes hold by the store's account is to be looked at. Called again
+   * when it rejects.
+   */
+  uncertain(nodes: FleetNode[]): Promise<void>;
+  /** Resolves when it is known whose the results are that nodes have come back with. */
+  results(): Promise<unknown>;
+  /** Slots of the node are free again. */
+  freed(node: FleetNode): void;
+}
+
+export interface Claims {
+  /** Work may be ready, or places free: plans for all lanes, once for all who ask in one turn. */
+  wake(): void;
+  /**
+   * Reserves a slot of the node for the lane that goes before all, if that has a smaller order key than this one.
+   * @param order_key of the attached job that would get the slot; null: none would
+   */
+  takeBefore(node: FleetNode, order_key: number | null): boolean;
+  /** Resolves when no claim is under way; none begins after. */
+  close(): Promise<void>;
+}
+
+/** Of one statement: each brings the job's request along. */
+const CLAIM_MOST = 64;
+/** After a claim that failed. */
+const RETRY_MS = 500;
+/** While there is no memory for another request. */
+const MEMORY_RETRY_MS = 250;
+
+interface Plan {
+  lane: ReadyLane;
+  spot: ModelSpot;
+  epoch: number;
+}
+
+export function createClaims(deps: ClaimsDeps): Claims {
+  const { clock, random, log, store, replica, places, ready } = deps;
+  let plans: Plan[] = [];
+  /** Slots that the claim under way asks for: what it brings is not in memory yet. */
+  let asking = 0;
+  let waking = false;
+  let starved = false;
+  let running: Promise<void> | null = null;
+  let closed = false;
+  return {
+    wake,
+    takeBefore,
+    async close() {
+      closed = true;
+      await running;
+    },
+  };
+
+  function wake(): void {
+    if (waking || closed) return;
+    waking = true;
+    clock.after(0, () => {
+      waking = false;
+      const wanting = ready.wanting();
+      for (const lane of wanting) planFor(lane);
+      if (wanting.length > 0 && deps.room() === 0) wakeWhenThereIsRoom();
+      send();
+    });
+  }
+
+  function mayPlan(): boolean {
+    return plans.length < CLAIM_MOST && plans.length + asking < deps.room();
+  }
+
+  function planFor(lane: ReadyLane): void {
+    while (wants(lane) && mayPlan()) {
+      const placement = placeInOrder(lane.placement, places.tiers(lane.placement.model), random.next);
+      if (placement.kind !== 'placed') return;
+      plan(lane, placement.spot);
+    }
+  }
+
+  function takeBefore(node: FleetNode, order_key: number | null): boolean {
+    if (ready.none || closed || node.state !== 'online' || !mayPlan()) return false;
+    let best: { lane: ReadyLane; spot: ModelSpot } | null = null;
+    for (const spot of node.spots) {
+      for (const lane of places.servedBy(spot).flatMap((model) => [...ready.ofModel(model)])) {
+        if (!wants(lane) || (best !== null && best.lane.order_key <= lane.order_key)) continue;
+        if (order_key !== null && lane.order_key >= order_key) continue;
+        if (mayTake(places, random, lane.placement, spot)) best = { lane, spot };
+      }
+    }
+    if (best === null) return false;
+    plan(best.lane, best.spot);
+    if (!waking) {
+      waking = true;
+      clock.after(0, () => {
+        waking = false;
+        send();
+      });
+    }
+    return true;
+  }
+
+  function plan(lane: ReadyLane, spot: ModelSpot): void {
+    promise(spot.node.ledger, spot.slots);
+    lane.planned++;
+    plans.push({ lane, spot, epoch: spot.node.epoch });
+  }
+
+  function send(): void {
+    if (running !== null || plans.length === 0) return;
+    running = claim().finally(() => {
+      running = null;
+      if (closed) unplan(plans.splice(0));
+      else {
+        send();
+        wakeIfWanted();
+      }
+    });
+  }
+
+  function wakeIfWanted(): void {
+    if (ready.wanting().length > 0) wake();
+  }
+
+  /** Bodies go without a word; whoever waits for their memory looks again. */
+  function wakeWhenThereIsRoom(): void {
+    if (starved || closed) return;
+    starved = true;
+    clock.after(MEMORY_RETRY_MS, () => {
+      starved = false;
+      wake();
+    });
+  }
+
+  async function claim(): Promise<void> {
+    const asked = plans;
+    plans = [];
+    asking = asked.length;
+    const hints = new Map(asked.map(({ lane }) => [lane, lane.hints]));
+    let claimed: ClaimedJob[];
+    // After the plans were taken: those of a node that comes back meanwhile wait for what it comes back with.
+    await deps.results();
+    try {
+      claimed = await store.claimJobs({ replica, lanes: askedFor(asked), limit: asked.length });
+    } catch (error) {
+      asking = 0;
+      log.warn({ error }, 'Ready jobs could not be claimed; it will be tried again.');
+      await findTaken([...new Set(asked.map(({ spot }) => spot.node))]);
+      unplan(asked);
+      return;
+    }
+    asking = 0;
+    const left = [...asked];
+    for (const job of claimed) {
+      const at = left.findIndex(({ lane, spot }) => lane.text === job.lane && spot.node.id === job.node);
+      const [own] = at < 0 ? [] : left.splice(at, 1);
+      if (own === undefined) {
+        deps.giveBack(job);
+        continue;
+      }
+      countDown(own.lane, job);
+      free(own);
+      const { node } = own.spot;
+      const there = node.link?.open === true && node.epoch === job.epoch && node.state === 'online';
+      if (there && job.request !== null) deps.offer(job, own.spot);
+      else deps.giveBack(job);
+    }
+    // A lane that gave less than it was asked for is empty, unless it was heard of meanwhile.
+    for (const { lane } of left) {
+      if (hints.get(lane) === lane.hints) ready.forget(lane);
+      else lane.jobs = Math.max(1, lane.jobs);
+    }
+    unplan(left);
+  }
+
+  /**
+   * Until it is known: what such a claim took has the epoch of a connection that lives, so no sweep finds it, and its
+   * node has never heard of it.
+   */
+  async function findTaken(nodes: FleetNode[]): Promise<void> {
+    for (;;) {
+      await pause(RETRY_MS);
+      try {
+        return await deps.uncertain(nodes);
+      } catch (error) {
+        log.debug({ error }, 'What a claim in doubt took could not be looked for; it will be tried again.');
+        if (closed) return;
+      }
+    }
+  }
+
+  function askedFor(asked: Plan[]) {
+    const rows = new Map<string, { lane: string; node: string; epoch: number; free: number }>();
+    for (const { lane, spot, epoch } of asked) {
+      const key = `${spot.node.id} ${lane.text}`;
+      const row = rows.get(key);
+      if (row === undefined) rows.set(key, { lane: lane.text, node: spot.node.id, epoch, free: 1 });
+      else row.free++;
+    }
+    return [...rows.values()];
+  }
+
+  function countDown(lane: ReadyLane, { order_key, priority }: ClaimedJob): void {
+    lane.jobs = Math.max(0, lane.jobs - 1);
+    if (order_key > lane.order_key) Object.assign(lane, { order_key, priority });
+  }
+
+  function free({ lane, spot }: Plan): void {
+    lane.planned--;
+    withdrawPromise(spot.node.ledger, spot.slots);
+    if (lane.jobs === 0 && lane.planned === 0) ready.forget(lane);
+  }
+
+  function unplan(some: Plan[]): void {
+    for (const one of some) free(one);
+    for (const node of new Set(some.map(({ spot }) => spot.node))) deps.freed(node);
+  }
+
+  function pause(ms: number): Promise<void> {
+    return new Promise((over) => void clock.after(ms, over));
+  }
+}

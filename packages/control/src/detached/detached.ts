@@ -1,0 +1,273 @@
+import {
+  type Acceptance,
+  type Cancellation,
+  type Clock,
+  type DetachedJob,
+  type Log,
+  type Random,
+  type RequestSize,
+  type Store,
+  type UsageRecord,
+  orderKey,
+  refund,
+} from '@flotilla/core';
+import { FlotillaError, type Operation, isTerminal, makeId } from '@flotilla/protocol';
+import type { Admission } from '../accounts/admission.ts';
+import type { Limits } from '../accounts/limits.ts';
+import type { BodyMemory } from '../body-memory.ts';
+import type { Principal } from '../accounts/principal.ts';
+import type { Dispatcher } from '../dispatch/dispatcher.ts';
+import type { Roster } from '../fleet/roster.ts';
+import { Batcher } from '../store/batcher.ts';
+import type { Traces } from '../telemetry/traces.ts';
+import { createClaims } from './claims.ts';
+import { createHeldJobs } from './held-jobs.ts';
+import { laneText } from './lane.ts';
+import { ReadyLanes } from './ready-lanes.ts';
+import { createReturns } from './returns.ts';
+import { traceEnd } from './trace-end.ts';
+import { openTransitions } from './transitions.ts';
+import { startUpkeep } from './upkeep.ts';
+import { createWatchers, type Watchers } from './watchers.ts';
+
+/**
+ * Detached jobs on this replica, put together: accepted into the store, claimed for slots of nodes linked here, carried
+ * to their end, looked after by time. The store is the truth; everything here can be lost with the process.
+ */
+export interface Detached {
+  /** A promise that resolves is the 202's. */
+  accept(submission: Submission, admission: Admission): Promise<Acceptance>;
+  cancel(id: string, message: string): Promise<Cancellation>;
+  readonly watchers: Watchers;
+  /** Rows that wait to be written. */
+  waiting(): number;
+  close(): Promise<void>;
+}
+
+/** One job, as far as its client says what it is; the model's name is the one that nodes have. */
+export interface Submission {
+  principal: Principal;
+  /** What it may cost. */
+  size: RequestSize;
+  model: string;
+  operation: Operation;
+  request_id: string;
+  traceparent: string | null;
+  request: string;
+  priority: number;
+  metadata: Record<string, unknown>;
+  queue_timeout_ms: number;
+  run_timeout_ms: number;
+  retention_ms: number;
+  idempotency: { key: string; body_hash: string } | null;
+}
+
+export interface DetachedDeps {
+  clock: Clock;
+  random: Random;
+  log: Log;
+  store: Store;
+  replica: string;
+  roster: Roster;
+  dispatcher: Dispatcher;
+  lease_ttl_ms: number;
+  /** What it has of requests and results. */
+  memory: BodyMemory;
+  settings: { run_timeout_ms: number; result_limit_bytes: number; body_limit_bytes: number };
+  limits: Pick<Limits, 'settled'>;
+  traces: Traces;
+  metrics: {
+    detachedAccepted(): void;
+    detachedEnded(outcome: string): void;
+    storeFlushed(report: { rows: number; duration_ms: number; failed: boolean }): void;
+  };
+}
+
+/** A client waits so long for its 202. */
+const ACCEPT_WITHIN_MS = 15_000;
+const MAX_ATTEMPTS = 3;
+const RETRY_MS = 2000;
+/** More open jobs than this reserve nothing: what they cost is counted at their end alone. */
+const ADMISSIONS_MOST = 100_000;
+const NO_USAGE = { prompt_tokens: 0, completion_tokens: 0, cached_tokens: 0, estimated: true };
+
+export function startDetached(deps: DetachedDeps): Detached {
+  const { clock, random, log, store, replica, roster, dispatcher, metrics } = deps;
+  const ready = new ReadyLanes();
+  const watchers = createWatchers();
+  /** What open jobs that were accepted here have reserved of their keys' limits. */
+  const admissions = new Map<string, Admission>();
+  const flushed: typeof metrics.storeFlushed = (report) => metrics.storeFlushed(report);
+  const transitions = openTransitions({ store, clock, flushed });
+  const acceptances = new Batcher<DetachedJob, Acceptance>({
+    flush: (rows) => store.acceptJobs(rows),
+    ping: () => store.ping(),
+    clock,
+    flushed,
+  });
+  const held = createHeldJobs({
+    clock,
+    log,
+    grants: dispatcher.grants,
+    places: dispatcher.deps.places,
+    transitions,
+    watchers,
+    ready,
+    share: dispatcher.share,
+    memory: deps.memory,
+    settings: deps.settings,
+    woken,
+    ended,
+    notOurs: (job) =>
+      void endUnheard(job).catch((error: unknown) =>
+        log.debug({ error }, 'What a job reserves may stay reserved.'),
+      ),
+  });
+  let held_back = false;
+  const returns = createReturns({
+    clock,
+    log,
+    store,
+    replica,
+    roster,
+    held,
+    lease_ttl_ms: deps.lease_ttl_ms,
+    heldBack: () => held_back,
+  });
+  const claims = createClaims({
+    clock,
+    random,
+    log,
+    store,
+    replica,
+    places: dispatcher.deps.places,
+    ready,
+    room: () => deps.memory.room(deps.settings.body_limit_bytes),
+    offer: (claimed, spot) => held.offer(claimed, spot),
+    giveBack: (claimed) =>
+      void held
+        .lose(claimed, { ...claimed, started: null })
+        .catch((error: unknown) => log.debug({ error }, 'A claim was not given back; it will be found.')),
+    uncertain: (nodes) => returns.reclaim(nodes),
+    results: () => returns.results(),
+    freed: (node) => dispatcher.pump(node),
+  });
+  const upkeep = startUpkeep({
+    clock,
+    log,
+    store,
+    expired: (end) => held.stop(end),
+    ready: (lane, order_key, priority) => ready.found(lane, order_key, priority),
+    wake: () => claims.wake(),
+    spared: async () => [...transitions.jobs(), ...(await returns.spared())],
+    sweepNodes: () => returns.sweep(),
+  });
+  // What the process before this one had given away, to nodes that do not come back with it.
+  upkeep.lookAtNodesIn(deps.lease_ttl_ms);
+  dispatcher.stores = {
+    takeBefore: (node, order_key) => claims.takeBefore(node, order_key),
+    headOf: (model) => ready.headOf(model),
+    orphan(attempt, lease_left_ms) {
+      held.orphan(attempt);
+      upkeep.lookAtNodesIn(lease_left_ms);
+    },
+    holdBack(now_held) {
+      held_back = now_held;
+      if (!now_held) upkeep.lookAtNodesIn(0);
+    },
+    wake: () => claims.wake(),
+    ask: (node, link, items) => returns.ask(node, link, items),
+  };
+  return {
+    accept,
+    async cancel(id, message) {
+      const cancellation = await store.cancelJob(id, message);
+      if ('cancelled' in cancellation) held.stop(cancellation.cancelled);
+      else await endUnheard(id);
+      return cancellation;
+    },
+    watchers,
+    waiting: () => transitions.waiting + acceptances.waiting,
+    async close() {
+      await upkeep.close();
+      await claims.close();
+      held.leaveProviders();
+      await Promise.all([acceptances.close(), transitions.close()]);
+    },
+  };
+
+  /** What it has cost takes the place of what was reserved for it, here or before a restart. */
+  function ended(job: string, outcome: string, usage: UsageRecord | null): void {
+    metrics.detachedEnded(outcome);
+    if (deps.traces.wanted) void traceEnd(deps, job, outcome, usage);
+    const admission = admissions.get(job);
+    admissions.delete(job);
+    if (admission !== undefined) admission.settle(usage ?? NO_USAGE, usage?.created_at ?? clock.wall_ms());
+    else if (usage !== null && usage.key !== null) deps.limits.settled(usage.key, usage, usage.created_at);
+  }
+
+  /** An end whose answer was lost on its way from the store: who works on the job is told, and nothing stays reserved. */
+  async function endUnheard(id: string): Promise<void> {
+    if (!admissions.has(id) && !held.jobs.has(id)) return;
+    const state = (await store.findDetached(id))?.state;
+    // Other ends are said by whoever brought them about, with what they cost.
+    if (state === 'cancelled') held.stop({ id, state, error_code: state, fence: null });
+    else if (state === undefined || isTerminal(state)) {
+      admissions.get(id)?.settle(NO_USAGE, clock.wall_ms());
+      admissions.delete(id);
+    }
+  }
+
+  function woken(in_ms: number): void {
+    if (in_ms > 0) upkeep.wakeIn(in_ms);
+    else claims.wake();
+  }
+
+  async function accept(submission: Submission, admission: Admission): Promise<Acceptance> {
+    const { principal, size: _size, model, operation, ...rest } = submission;
+    const { key } = principal;
+    const now = clock.wall_ms();
+    const lane = laneText({ model, operation, labels: key.node_labels, pin: null, avoid: [] });
+    const order_key = orderKey(dispatcher.share, key.id, rest.priority, now, dispatcher.headOf(model));
+    const job: DetachedJob = {
+      ...rest,
+      id: makeId('job', now, random.bytes(10)),
+      kind: 'inference',
+      replica,
+      key: key.id,
+      model,
+      operation,
+      lane,
+      order_key,
+      on_node_loss: 'requeue',
+      // Each target of a route may fail it once before the last one begins to use up its attempts.
+      max_attempts: MAX_ATTEMPTS + Math.max(0, dispatcher.deps.places.tiers(model).length - 1),
+      created_at: now,
+    };
+    const acceptance = await commit(job).catch((error: unknown) => {
+      refund(dispatcher.share, key.id);
+      throw error;
+    });
+    if ('accepted' in acceptance) {
+      metrics.detachedAccepted();
+      if (admissions.size < ADMISSIONS_MOST) admissions.set(job.id, admission);
+      else admission.settle(NO_USAGE, now);
+      ready.note(lane, order_key, rest.priority);
+      claims.wake();
+      upkeep.wakeIn(job.queue_timeout_ms);
+    } else refund(dispatcher.share, key.id);
+    return acceptance;
+  }
+
+  async function commit(job: DetachedJob): Promise<Acceptance> {
+    try {
+      return await acceptances.add(job, clock.now_ms() + ACCEPT_WITHIN_MS);
+    } catch (error) {
+      if (error instanceof FlotillaError && error.code === 'unavailable') {
+        const message = `${error.message} Whether the job was accepted is open: send it again with the same Idempotency-Key.`;
+        throw new FlotillaError('unavailable', message, { retry_after_ms: RETRY_MS });
+      }
+      throw error;
+    }
+  }
+}

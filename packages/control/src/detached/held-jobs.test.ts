@@ -1,0 +1,122 @@
+import { type ClaimedJob, type ResultOutcome, newFairShare, timings } from '@flotilla/core';
+import { ManualClock } from '@flotilla/core/testing';
+import { expect, test } from 'vitest';
+import { createBodyMemory } from '../body-memory.ts';
+import { fenceOf } from '../dispatch/attempt.ts';
+import { createGrants } from '../dispatch/grants.ts';
+import type { ModelSpot } from '../fleet/node.ts';
+import { createRoster } from '../fleet/roster.ts';
+import { memoryLog } from '../testing/memory-log.ts';
+import { createHeldJobs } from './held-jobs.ts';
+import { laneText } from './lane.ts';
+import { ReadyLanes } from './ready-lanes.ts';
+import { createWatchers } from './watchers.ts';
+
+const claimed: ClaimedJob = {
+  id: 'job_1',
+  attempt: 1,
+  node: 'node_a',
+  epoch: 1,
+  kind: 'inference',
+  lane: laneText({ model: 'm', operation: 'chat', labels: {}, pin: null, avoid: [] }),
+  key: 'key_1',
+  model: 'm',
+  operation: 'chat',
+  request_id: 'r',
+  order_key: 1,
+  priority: 0,
+  failures: 0,
+  max_attempts: 3,
+  on_node_loss: 'requeue',
+  run_timeout_ms: null,
+  traceparent: null,
+  created_at: 0,
+  request: '{}',
+};
+
+/** A node has the job and says that it has failed for good; the store answers so. */
+async function failedAndAnswered(outcome: ResultOutcome) {
+  const clock = new ManualClock();
+  const [node] = createRoster(clock, timings(5000)).load([record], []).added;
+  const link = { heard: 0, rtt_ms: 0, open: true, offer() {}, send() {}, closeStream() {} };
+  node!.link = link as never;
+  const slots = node!.ledger.pools.get('p')!;
+  const spot: ModelSpot = { ...SPOT, node: node!, slots };
+  const said: unknown[] = [];
+  const settings = {
+    run_timeout_ms: 1000,
+    first_byte_timeout_ms: 1000,
+    idle_timeout_ms: 1000,
+    result_limit_bytes: 1000,
+  };
+  const grants = createGrants({ clock, settings, metrics: { attemptEnded() {} }, freed() {} });
+  const held = createHeldJobs({
+    clock,
+    log: memoryLog(),
+    grants,
+    places: { servedBy: () => ['m'] },
+    transitions: {
+      waiting: 0,
+      jobs: () => [],
+      add: () => Promise.resolve(outcome),
+      close: () => Promise.resolve(),
+    },
+    watchers: createWatchers(),
+    ready: new ReadyLanes(),
+    share: newFairShare(),
+    memory: createBodyMemory(1000),
+    settings,
+    woken() {},
+    ended: (job, code) => said.push(['ended', job, code]),
+    notOurs: (job) => said.push(['not ours', job]),
+  });
+  held.offer(claimed, spot);
+  const job = held.jobs.get('job_1')!;
+  const event = { code: 'backend_error', message: 'No.', retryable: false, retry_delay_ms: 0 } as const;
+  grants.step(job, { type: 'failed', fence: fenceOf(job.current!), ...event });
+  await new Promise((over) => void setImmediate(over));
+  return said;
+}
+
+test('an end counts once it is in the store, also where the answer to its first writing was lost', async () => {
+  expect(await failedAndAnswered('accepted')).toEqual([['ended', 'job_1', 'backend_error']]);
+  expect(await failedAndAnswered('duplicate')).toEqual([['ended', 'job_1', 'backend_error']]);
+});
+
+test('an end that came too late is looked into: nothing stays reserved for the job if it is over', async () => {
+  expect(await failedAndAnswered('stale')).toEqual([['not ours', 'job_1']]);
+  expect(await failedAndAnswered('conflict')).toEqual([['not ours', 'job_1']]);
+});
+
+const SPOT = {
+  model: 'm',
+  backend: 'b',
+  operations: ['chat'],
+  loaded: true,
+  backend_health: 'healthy',
+  model_health: 'healthy',
+} as const;
+
+const record = {
+  id: 'node_a',
+  name: 'a',
+  labels: {},
+  allowed_models: [],
+  state: 'offline' as const,
+  cordoned: false,
+  drain_deadline_at: null,
+  epoch: 1,
+  descriptor: {
+    name: 'a',
+    labels: {},
+    version: '1',
+    pools: [{ id: 'p', capacity: 2, capacity_from: 'config' as const }],
+    backends: [{ id: 'b', kind: 'x', pool: 'p', models: [{ id: 'm', operations: ['chat' as const] }] }],
+  },
+  descriptor_hash: 'h',
+  close_reason: null,
+  created_at: 0,
+  last_seen_at: 0,
+  revoked_at: null,
+  credentials: [],
+};

@@ -1,0 +1,123 @@
+import type { Clock, EndedJob, Log, Store, Timer } from '@flotilla/core';
+
+/**
+ * Time, for detached jobs: deadlines, back-offs and retention, judged by the store's clock. One timer, at the earliest
+ * moment that anything is due by the store's own indexes, so no deadline waits for an interval; a slow look behind it
+ * finds what was lost: a hint, a node, another replica's work.
+ *
+ *     waiting ──due, woken, or 5 s──▶ looking ──▶ waiting
+ */
+export interface UpkeepDeps {
+  clock: Clock;
+  log: Log;
+  store: Pick<Store, 'expireJobs' | 'readyJobs' | 'readyLanes' | 'eraseBodies' | 'nextDue'>;
+  expired(end: EndedJob): void;
+  ready(lane: string, order_key: number, priority: number): void;
+  /** Lanes have become ready. */
+  wake(): void;
+  /** Nodes and jobs whose end is decided by what nodes come back with, or by the look at them; not by a deadline. */
+  spared(): Promise<string[]>;
+  /** Looks for what was lost with nodes. */
+  sweepNodes(): Promise<void>;
+}
+
+export interface Upkeep {
+  /** Something will be due in so long. */
+  wakeIn(ms: number): void;
+  /** A lease of a former process will be over in so long. */
+  lookAtNodesIn(ms: number): void;
+  /** Resolves when a look under way is over; none begins after. */
+  close(): Promise<void>;
+}
+
+const SLOW_LOOK_MS = 5000;
+const RETRY_MS = 500;
+/** Two looks are this far apart, whatever is due: a clock that is a moment behind does not spin. */
+const LEAST_MS = 10;
+const ROWS = 500;
+/** Rounds of one look, so that a stop never waits long for it. */
+const ROUNDS_MOST = 20;
+const LANES = 1000;
+
+export function startUpkeep(deps: UpkeepDeps): Upkeep {
+  const { clock, log, store } = deps;
+  let timer: Timer | null = null;
+  let due_ms = 0;
+  let running: Promise<void> | null = null;
+  let slow_at_ms = 0;
+  /** The last lane of the look before, where that did not see them all. */
+  let lanes_after = '';
+  let closed = false;
+  schedule(0);
+  return {
+    wakeIn: schedule,
+    lookAtNodesIn(ms) {
+      slow_at_ms = Math.min(slow_at_ms, clock.now_ms() + ms);
+      schedule(ms);
+    },
+    async close() {
+      closed = true;
+      timer?.cancel();
+      await running;
+    },
+  };
+
+  function schedule(in_ms: number): void {
+    if (closed) return;
+    const at_ms = clock.now_ms() + Math.max(LEAST_MS, in_ms);
+    if (timer !== null && due_ms <= at_ms) return;
+    timer?.cancel();
+    due_ms = at_ms;
+    timer = clock.after(at_ms - clock.now_ms(), () => {
+      timer = null;
+      // Whoever looks already schedules the next look when done, and not later than this one.
+      if (running !== null) return schedule(LEAST_MS);
+      running = look().finally(() => {
+        running = null;
+      });
+    });
+  }
+
+  async function look(): Promise<void> {
+    try {
+      await expire();
+      const readied = await readyAgain();
+      const slow = clock.now_ms() >= slow_at_ms;
+      if (slow) {
+        slow_at_ms = clock.now_ms() + SLOW_LOOK_MS;
+        await deps.sweepNodes();
+      }
+      // After it: what was lost with a node is ready now.
+      if (readied || slow) await findLanes();
+      if (slow) await erase();
+      schedule(Math.min((await store.nextDue(await deps.spared())) ?? SLOW_LOOK_MS, SLOW_LOOK_MS));
+    } catch (error) {
+      log.warn({ error }, 'Detached jobs could not be looked after; it will be tried again.');
+      schedule(RETRY_MS);
+    }
+  }
+
+  async function expire(): Promise<void> {
+    for (let rounds = 0; rounds < ROUNDS_MOST; rounds++) {
+      const ended = await store.expireJobs(ROWS, await deps.spared());
+      for (const end of ended) deps.expired(end);
+      if (ended.length < ROWS) return;
+    }
+  }
+
+  async function readyAgain(): Promise<boolean> {
+    return (await store.readyJobs(ROWS)).length > 0;
+  }
+
+  async function findLanes(): Promise<void> {
+    const lanes = await store.readyLanes(LANES, lanes_after);
+    // However many there are, each has its turn.
+    lanes_after = lanes.length < LANES ? '' : lanes.at(-1)!.lane;
+    for (const { lane, order_key, priority } of lanes) deps.ready(lane, order_key, priority);
+    deps.wake();
+  }
+
+  async function erase(): Promise<void> {
+    for (let rounds = 0; rounds < ROUNDS_MOST; rounds++) if ((await store.eraseBodies(ROWS)) < ROWS) return;
+  }
+}
