@@ -49,7 +49,7 @@ export default defineConfig({
     maxWorkers: 3,
     // Files share their worker's modules: loading them anew for each file took a tenth of the whole time.
     isolate: false,
-    testTimeout: 20_000,
-    hookTimeout: 20_000,
+    testTimeout: 60_000,
+    hookTimeout: 60_000,
   },
 });

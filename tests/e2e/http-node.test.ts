@@ -153,6 +153,14 @@ describe('a lease call', () => {
       expect(await (await reply).text()).toBe(chatAnswer('Done.'));
     }));
 
+  test('does not outlast the beat that says the node is going', () =>
+    withNode('going', async (node) => {
+      const waiting = node.lease(0, 25_000);
+      // A beat that comes before the call has begun to wait ends nothing: the next one does.
+      const going = setInterval(() => void node.call('heartbeat', { body: { draining: true } }), 100);
+      expect((await waiting.finally(() => clearInterval(going))).messages).toEqual([]);
+    }));
+
   test('tells a cancel at once, and the slot is free with the release', () =>
     withNode('cancels', async (node) => {
       const leaving = new AbortController();

@@ -8,7 +8,7 @@ import { setTimeout as pause } from 'node:timers/promises';
 export async function until<T>(
   what: string,
   look: () => T | Promise<T>,
-  within_ms = 15_000,
+  within_ms = 30_000,
 ): Promise<NonNullable<Exclude<T, false>>> {
   const began = performance.now();
   const deadline = began + within_ms;

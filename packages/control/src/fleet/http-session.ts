@@ -132,7 +132,7 @@ export function httpHealth({ health, reason }: Pick<NodeBeat, 'health' | 'reason
   return [{ id: OWN, health, ...(reason === undefined ? {} : { reason }), models: [] }];
 }
 
-type Woken = 'news' | 'time' | 'gone' | 'replaced' | 'closed';
+type Woken = 'news' | 'time' | 'gone' | 'replaced' | 'draining' | 'closed';
 
 export function openHttpSession(options: HttpSessionOptions): HttpSession {
   const { clock, events } = options;
@@ -358,6 +358,8 @@ export function openHttpSession(options: HttpSessionOptions): HttpSession {
       progress_seq: beats,
       draining,
     });
+    // A node in shell may be told to go just as it begins a call: it must not wait that call out.
+    if (draining) wake?.('draining');
     return { desired: options.desired(), warnings };
   }
 
