@@ -142,7 +142,7 @@ const STREAMS: Record<string, Part[]> = {
     text(chatChunk('data: [DONE]')),
     text(chatChunk('\n\ndata: [DONE]\n\n')),
     text(chatChunk('{"choices":[],"usage":{"prompt_tokens":1}}')),
-    text('data: [DONE\n\ndata: ["DONE"]\n\n'),
+    text('data: "[DONE"\n\ndata: ["DONE"]\n\n'),
     text(chatChunk('error', 'stop')),
     text(DONE),
   ],

@@ -18,6 +18,7 @@ export interface EventFacts {
   content_bytes: number;
 }
 
+const ONE_DATA_LINE = /^data:[^\r\n]*[\r\n]*$/;
 const QUOTE = 0x22;
 const COLON = 0x3a;
 const LETTER_E = 0x65;
@@ -79,6 +80,20 @@ export function readEvent(bytes: Buffer, start: number, end: number): EventFacts
   return facts;
 }
 
+/** Whether the data of the event in `bytes[start, end)` is JSON; an event without data has nothing to be wrong. */
+export function isSound(bytes: Buffer, start: number, end: number): boolean {
+  // What JSON is does not depend on bytes above 0x7f, and to read them as Latin-1 is the cheapest.
+  const text = bytes.toString('latin1', start, end);
+  const data = ONE_DATA_LINE.test(text) ? text.slice(5) : dataOf(text, 'data:');
+  if (data.trim() === '') return true;
+  try {
+    JSON.parse(data);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 function nameAt(bytes: Buffer, start: number, end: number): Buffer | undefined {
   const candidates = NAMES[end - start];
   if (candidates === undefined) return undefined;
@@ -100,13 +115,18 @@ function skipSpace(bytes: Buffer, from: number, end: number): number {
   return at;
 }
 
-function interpret(text: string, named: boolean, facts: EventFacts): void {
-  const data = text
+/** What the lines of these fields say, as a client would join them. */
+function dataOf(text: string, ...fields: string[]): string {
+  return text
     .replace(/^\uFEFF/, '')
     .split(/\r\n|\n|\r/)
-    .filter((line) => line.startsWith('data:') || line.startsWith('error:'))
+    .filter((line) => fields.some((field) => line.startsWith(field)))
     .map((line) => line.slice(line.indexOf(':') + 1).replace(/^ /, ''))
     .join('\n');
+}
+
+function interpret(text: string, named: boolean, facts: EventFacts): void {
+  const data = dataOf(text, 'data:', 'error:');
   let value: unknown;
   try {
     value = JSON.parse(data);

@@ -1,6 +1,6 @@
 import type { TokenUsage } from '@flotilla/protocol';
 import { asBuffer } from './json-string.ts';
-import { readEvent } from './sse-event.ts';
+import { isSound, readEvent } from './sse-event.ts';
 
 /**
  * A scanner over the bytes of an event stream, in chunks of any size. It passes bytes through untouched and notes what
@@ -18,6 +18,8 @@ import { readEvent } from './sse-event.ts';
 export interface SseScanOptions {
   drop_usage_event?: boolean;
   hold_done?: boolean;
+  /** Look at every event, whether its data is JSON. */
+  check_json?: boolean;
 }
 
 /** The most bytes of an incomplete event that wait when the usage-only event is to be dropped. */
@@ -47,6 +49,8 @@ export class SseScan {
   finished = false;
   /** What an in-band error event said. */
   error: string | undefined;
+  /** An event's data was no JSON; noted with `check_json` only. */
+  unsound = false;
   /** Offset in the input where the event of `data: [DONE]` begins. */
   done_offset: number | undefined;
   /** Events with data, `[DONE]` not among them. */
@@ -57,6 +61,7 @@ export class SseScan {
 
   readonly #drop: boolean;
   readonly #hold: boolean;
+  readonly #check: boolean;
   #carry = EMPTY;
   #carried = 0;
   #event_start = 0;
@@ -75,6 +80,7 @@ export class SseScan {
   constructor(options: SseScanOptions = {}) {
     this.#drop = options.drop_usage_event ?? false;
     this.#hold = options.hold_done ?? false;
+    this.#check = options.check_json ?? false;
   }
 
   get done(): boolean {
@@ -240,6 +246,7 @@ export class SseScan {
         start = 0;
         end = event.length;
       }
+      if (this.#check && this.#event_has_data && !isSound(event, start, end)) this.unsound = true;
       const facts = readEvent(event, start, end);
       this.usage = facts.usage ?? this.usage;
       this.error = facts.error ?? this.error;

@@ -19,12 +19,12 @@ export const FAULTS = {
   'wrong-content-type': '200, and a page of HTML',
   empty: '200, and no byte of a body',
   endless: 'the answer never ends, until the client leaves',
-  trickle: 'the right answer, one byte every 5 ms',
+  trickle: 'the right answer, one byte every ms',
 } as const satisfies Record<string, string>;
 export type FaultName = keyof typeof FAULTS;
 export const FAULT_NAMES = Object.keys(FAULTS) as FaultName[];
 
-const TRICKLE_MS = 5;
+const TRICKLE_MS = 1;
 
 export interface PlannedFault {
   name: FaultName;

@@ -191,7 +191,7 @@ export class Relay implements Expiring {
     this.#status = status;
     const passed = passedHeaders(headers);
     if (ok && passed['content-type']?.toLowerCase().startsWith('text/event-stream') === true) {
-      this.#scan = new SseScan({ drop_usage_event: this.#usage_added });
+      this.#scan = new SseScan({ drop_usage_event: this.#usage_added, check_json: true });
     } else if (ok) this.#body_usage = new BodyUsage();
     this.#out.head(Buffer.from(JSON.stringify({ status, headers: passed })));
   }
@@ -216,8 +216,14 @@ export class Relay implements Expiring {
   /** @returns whether there is room for more */
   #pass(scan: SseScan, chunk: Buffer): boolean {
     if (scan.done_offset !== undefined && scan.bytes - scan.done_offset > AFTER_DONE_BYTES) return true;
+    const pieces = scan.push(chunk);
+    // What is wrong from its first event on goes nowhere: while nothing has been passed on, another may still answer.
+    if (scan.unsound || (scan.error !== undefined && this.#out.length === 0)) {
+      this.#fail(brokenStream(scan));
+      return true;
+    }
     let room = true;
-    for (const piece of scan.push(chunk)) room = this.#out.push(piece);
+    for (const piece of pieces) room = this.#out.push(piece);
     if (scan.done && this.#done_at === null) {
       this.#done_at = this.#last_byte_at;
       this.#tools.deadlines.watch(this);
@@ -228,17 +234,9 @@ export class Relay implements Expiring {
   ended(): void {
     if (this.#scan !== null) {
       for (const piece of this.#scan.finish()) this.#out.push(piece);
-      const { done, finished, error } = this.#scan;
-      if (error !== undefined || !(done || finished)) {
-        this.#fail({
-          code: 'backend_error',
-          message:
-            error === undefined
-              ? 'The backend ended its stream before the answer was whole.'
-              : 'The backend reported an error in its stream.',
-          retryable: true,
-          unhealthy: true,
-        });
+      const { done, finished, error, unsound } = this.#scan;
+      if (error !== undefined || unsound || !(done || finished)) {
+        this.#fail(brokenStream(this.#scan));
         return;
       }
     }
@@ -280,6 +278,16 @@ export class Relay implements Expiring {
       total_ms: this.#tools.clock.now_ms() - this.#asked_at,
     });
   }
+}
+
+function brokenStream(scan: SseScan): Failure {
+  const message =
+    scan.error !== undefined
+      ? 'The backend reported an error in its stream.'
+      : scan.unsound
+        ? 'The backend sent an event that is not JSON.'
+        : 'The backend ended its stream before the answer was whole.';
+  return { code: 'backend_error', message, retryable: true, unhealthy: true };
 }
 
 function seconds(ms: number): string {

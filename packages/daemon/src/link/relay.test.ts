@@ -252,15 +252,44 @@ describe('a stream', () => {
     expect(bench.posts('backend_failed')).toEqual([]);
   });
 
-  test('with an in-band error passes on and is recorded as failed', async () => {
-    const events = sse(delta('x'), { error: { message: 'CUDA out of memory at 10.0.0.7' } }, '[DONE]');
-    answerWith(events);
+  const broken = [
+    [
+      'with an error',
+      sse({ error: { message: 'CUDA out of memory at 10.0.0.7' } }, '[DONE]'),
+      'The backend reported an error in its stream.',
+    ],
+    [
+      'with an event that is not JSON',
+      'data: {oops "a": 1}\n\ndata: [DONE]\n\n',
+      'The backend sent an event that is not JSON.',
+    ],
+  ] as const;
+  test.each(broken)(
+    'that begins %s passes nothing on, so that another may answer',
+    async (_what, events, message) => {
+      answerWith(sse(delta('x')) + events);
+      await bench.start();
+      await bench.up();
+      const stream = bench.control.offer('job_a', { streaming: true });
+      expect((await bench.control.message('job.failed', 'job_a')).message).toBe(message);
+      expect(bench.control.stream(stream).body.toString()).toBe('');
+      expect(bench.control.stream(stream).end?.complete).toBe(false);
+    },
+  );
+
+  test.each(broken)('that goes on %s is recorded as failed', async (_what, events, message) => {
+    bench.backend.answer = ({ response }) => {
+      response.writeHead(200, { 'content-type': 'text/event-stream' });
+      response.write(sse(delta('x')));
+      void bench.control
+        .until(() => bench.control.stream(stream).body.length > 0)
+        .then(() => response.end(events));
+    };
     await bench.start();
     await bench.up();
     const stream = bench.control.offer('job_a', { streaming: true });
-    const failed = await bench.control.message('job.failed', 'job_a');
-    expect(failed.message).toBe('The backend reported an error in its stream.');
-    expect(bench.control.stream(stream).body.toString()).toBe(events);
+    expect((await bench.control.message('job.failed', 'job_a')).message).toBe(message);
+    expect(bench.control.stream(stream).body.toString()).toMatch(/^data: .*"x"/);
     expect(bench.control.stream(stream).end?.complete).toBe(false);
   });
 });
