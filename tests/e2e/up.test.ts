@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { readFile, stat } from 'node:fs/promises';
+import { mkdir, readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
@@ -20,6 +20,9 @@ describe('flotilla up', () => {
   beforeAll(async () => {
     dir = await newDir();
     await fillDataDir(dir);
+    // As starts leave it that were killed.
+    await mkdir(join(dir, 'store.new-1'));
+    await writeFile(join(dir, 'admin-key.1.new'), 'flk_of_nobody\n');
     fleet = await up(dir, '--sim');
   });
 
@@ -31,6 +34,14 @@ describe('flotilla up', () => {
     const { stdout } = await shell('sh', ['-c', curl]);
     const answer = JSON.parse(stdout) as { choices: { message: { content: string } }[] };
     expect(answer.choices[0]?.message.content).toContain('[simulated]');
+  });
+
+  test('clears away what a killed start has left', async () => {
+    expect((await readdir(dir)).filter((name) => name.includes('new'))).toEqual([]);
+  });
+
+  test('says meanwhile what it is doing', () => {
+    expect(fleet.output()).toMatch(/Starting the control plane…[^]*Opening the embedded store\.[^]*is up\./);
   });
 
   test('says that its model server is simulated, and shows its keys to nobody but their owner', async () => {
@@ -74,9 +85,14 @@ describe('flotilla up', () => {
     const { port } = new URL(fleet.url);
     const other_dir = await newDir();
     await fillDataDir(other_dir);
-    const other = await run(['up', '--port', port, '--data-dir', other_dir], APART);
+    const other = await run(['up', '--port', port, '--data-dir', other_dir], {
+      ...APART,
+      FLOTILLA_HOTS: '::',
+    });
     expect(other).toMatchObject({ code: 1, stdout: '' });
     expect(other.stderr).toMatch(new RegExp(`error: Port ${port} [^]*--port`));
+    // It might have been the setting that was meant to prevent this.
+    expect(other.stderr).toMatch(/^warning: FLOTILLA_HOTS .*FLOTILLA_HOST\?$/m);
   });
 
   test('ended by kill -9 leaves no part behind', async () => {

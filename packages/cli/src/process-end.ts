@@ -1,12 +1,22 @@
 import { once } from 'node:events';
 
+/**
+ * One Ctrl-C can arrive twice: the terminal sends it to all of its processes, and npm, being one of them, hands it on.
+ * Taken for a second one, it would end the process in the midst of its work.
+ */
+const SAME_KEY_PRESS_MS = 500;
+
 /** SIGINT (Ctrl-C), SIGTERM or SIGHUP; a second one ends the process at once, for whoever will not wait. */
 export function stopSignal(): Promise<NodeJS.Signals> {
   return new Promise((resolve) => {
     let asked = false;
+    let heeds_second = false;
     const stop = (signal: NodeJS.Signals) => {
-      if (asked) process.exit(1);
+      if (heeds_second) process.exit(1);
+      if (asked) return;
       asked = true;
+      // Where the process was busy for longer, what has come meanwhile is heard before `setImmediate`.
+      setTimeout(() => setImmediate(() => (heeds_second = true)), SAME_KEY_PRESS_MS).unref();
       resolve(signal);
     };
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, stop);

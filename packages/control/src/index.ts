@@ -15,3 +15,4 @@ export { loadTls } from './http/tls.ts';
 export type { StoreOptions } from './store/open.ts';
 export { type ControlOptions, type RunningControl, runControl, StartError } from './main.ts';
 export { openLog } from './telemetry/log.ts';
+export type { Log, LogFields } from '@flotilla/core';

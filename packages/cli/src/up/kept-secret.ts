@@ -1,4 +1,5 @@
-import { link, readFile, rm, writeFile } from 'node:fs/promises';
+import { glob, link, readFile, rm, writeFile } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
 
 interface KeptSecret {
   secret: string;
@@ -9,7 +10,10 @@ interface KeptSecret {
 /** A secret of this installation: kept in a file of its owner's alone, made on the first start. */
 export async function keptSecret(path: string, make: () => string): Promise<KeptSecret> {
   const kept = await read(path);
-  if (kept !== undefined) return { secret: kept, fresh: false };
+  if (kept !== undefined) {
+    await dropDrafts(path);
+    return { secret: kept, fresh: false };
+  }
   const secret = make();
   const draft = `${path}.${process.pid}.new`;
   await writeFile(draft, `${secret}\n`, { mode: 0o600, flush: true });
@@ -22,7 +26,15 @@ export async function keptSecret(path: string, make: () => string): Promise<Kept
     if (other === undefined) throw error;
     return { secret: other, fresh: false };
   } finally {
-    await rm(draft, { force: true });
+    await dropDrafts(path);
+  }
+}
+
+/** Of starts that were killed as well. Whoever starts now and finds its own gone takes the secret that is there. */
+async function dropDrafts(path: string): Promise<void> {
+  const folder = dirname(path);
+  for await (const draft of glob(`${basename(path)}.*.new`, { cwd: folder })) {
+    await rm(join(folder, draft), { force: true });
   }
 }
 

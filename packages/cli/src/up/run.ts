@@ -14,6 +14,7 @@ import type { Part } from './part.ts';
 import { Progress } from './progress.ts';
 import { type Servable, waitServable } from './servable.ts';
 import { startSimulation } from './simulation.ts';
+import { StartLog } from './start-log.ts';
 import { summary } from './summary.ts';
 
 export interface UpFlags {
@@ -37,33 +38,40 @@ const MODEL_PATIENCE_MS = 30_000;
 export async function runUp(flags: UpFlags): Promise<void> {
   const progress = new Progress(flags.json === true);
   const stop = new AbortController();
-  const asked = stopSignal().then(() => {
-    progress.clear();
-    note('Stopping: the node finishes its work first. Once more ends it at once.');
-    stop.abort(new StopAsked());
-  });
   const parts: Part[] = [];
   let control: RunningControl | undefined;
+  const asked = stopSignal().then(() => {
+    progress.end();
+    note(`Stopping: ${finishedFirst(control, parts)}. Once more ends it at once.`);
+    stop.abort(new StopAsked());
+  });
   try {
     progress.tell('Starting the control plane…');
     const data_dir = dataDir(flags.dataDir);
     await makeDataDir(data_dir);
     const key = await adminKey(data_dir);
-    const started = await startControl(flags, data_dir, key);
+    const started = await startControl(flags, data_dir, key, progress);
     control = started.control;
     stop.signal.throwIfAborted();
     const client = new Flotilla({ url: control.url, api_key: key.key });
-    const node = await startNode(flags, client, control.url, data_dir, parts, progress);
+    const node = await startNode(flags, client, control.url, data_dir, parts, progress, stop.signal);
     const servable = node && (await waitForModel(client, node.local, progress, stop.signal));
-    progress.clear();
+    progress.end();
     print(await summary({ flags, client, config: started.config, control, key, node, servable, parts }));
     await Promise.race([asked, control.closed]);
   } catch (error) {
     if (!(error instanceof StopAsked)) throw error;
   } finally {
-    progress.clear();
+    progress.end();
     await end(parts, control);
   }
+}
+
+/** What the person who has asked for the end waits for. */
+function finishedFirst(control: RunningControl | undefined, parts: Part[]): string {
+  if (control === undefined) return 'the control plane, which is just starting, ends in good order';
+  if (parts.some(({ name }) => name === 'node')) return 'the node finishes its work first';
+  return 'answers under way are finished first';
 }
 
 /** Ctrl-C, or a signal: the end of the start-up, wherever it was. */
@@ -80,6 +88,7 @@ async function startControl(
   flags: UpFlags,
   data_dir: string,
   key: AdminKey,
+  progress: Progress,
 ): Promise<{ config: ControlConfig; control: RunningControl }> {
   const { openLog, readControlConfig, runControl } = await import('@flotilla/control');
   // `up` is the embedded store and one replica; what is set for others here is not meant for it.
@@ -101,7 +110,10 @@ async function startControl(
     );
   }
   const log = openLog(config.log_level, openLogFile(join(data_dir, 'logs', 'control.log')));
-  return { config, control: await runControl(config, { log }) };
+  const start_log = new StartLog(log, progress);
+  const control = await runControl(config, { log: start_log });
+  start_log.started();
+  return { config, control };
 }
 
 /** What seals the keys of providers: the operator's own, or one that is made and kept here. */
@@ -118,15 +130,18 @@ async function startNode(
   data_dir: string,
   parts: Part[],
   progress: Progress,
+  signal: AbortSignal,
 ): Promise<StartedNode | undefined> {
   if (!flags.node) return undefined;
   progress.tell('Looking for model servers…');
   let simulated: string | undefined;
   if (flags.sim === true || !(await hasBackend(data_dir))) {
+    signal.throwIfAborted();
     const simulation = await startSimulation(data_dir);
     parts.push(simulation.part);
     simulated = simulation.url;
   }
+  signal.throwIfAborted();
   progress.tell('Starting the node…');
   const local = await startLocalNode(client, url, data_dir, simulated);
   parts.push(local.part);

@@ -1,4 +1,4 @@
-import { chmodSync, mkdirSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync } from 'node:fs';
 import { mkdtemp, rm, statfs } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
 import { Worker } from 'node:worker_threads';
@@ -22,6 +22,12 @@ export async function openPglite(data_dir: string, log: Log): Promise<Engine> {
   const directory = resolve(data_dir);
   makeDirectory(directory);
   const lock = lockDataDir(directory);
+  const kept = existsSync(join(directory, 'store'));
+  // Before what takes longest of a start: who waits for it sees why.
+  log.info(
+    {},
+    kept ? 'Opening the embedded store.' : 'Making the embedded store: the first start takes longer.',
+  );
   try {
     return await openUnlocked(directory, log, lock);
   } catch (error) {
