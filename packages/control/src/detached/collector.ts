@@ -60,8 +60,9 @@ export class Collector implements JobSink {
     this.#credited = 0;
   }
 
+  /** A success is JSON: whoever reads it is told so, without a second look. */
   fault({ status }: AttemptResult): string | null {
-    return status < 300 && !isJson(Buffer.concat(this.#chunks)) ? 'the answer is not JSON' : null;
+    return status < 400 && !isJson(Buffer.concat(this.#chunks)) ? 'the answer is not JSON' : null;
   }
 
   /** Ends are the owner's to carry out: see held-jobs.ts. */

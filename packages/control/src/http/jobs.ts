@@ -51,7 +51,7 @@ export function jobRoutes({
       const whole = { ...job, bodies_kept_until: isoOrNull(erase_at) };
       void reply
         .type('application/json; charset=utf-8')
-        .send(withResult(whole, told === 'null' || results.isJson(id, told) ? told : JSON.stringify(told)));
+        .send(withResult(whole, told === 'null' || results.isJson(job, told) ? told : JSON.stringify(told)));
       return whole;
     },
     async jobResult({ params: { id }, principal, reply }) {
@@ -59,7 +59,7 @@ export function jobRoutes({
       const result = job.attached ? null : (await results.load(id, reply.raw)).result;
       if (result === null) throw noResult(job);
       void reply
-        .type(results.isJson(id, result) ? 'application/json; charset=utf-8' : 'text/plain; charset=utf-8')
+        .type(results.isJson(job, result) ? 'application/json; charset=utf-8' : 'text/plain; charset=utf-8')
         .send(Buffer.from(result));
     },
     async explainJob({ params: { id }, principal }) {

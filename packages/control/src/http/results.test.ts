@@ -1,7 +1,7 @@
 import { EventEmitter } from 'node:events';
 import type { ServerResponse } from 'node:http';
 import { ManualClock } from '@flotilla/core/testing';
-import { expect, test, vi } from 'vitest';
+import { expect, onTestFinished, test, vi } from 'vitest';
 import { createBodyMemory } from '../body-memory.ts';
 import { createResults } from './results.ts';
 
@@ -29,6 +29,16 @@ test('a result counts until its answer is over, and one without room is not load
   expect(loadResult).toHaveBeenCalledTimes(1);
   first.emit('close');
   expect(memory.held_bytes).toBe(0);
+});
+
+test('a success is known to be JSON without a look at it; a refusal is looked at once', () => {
+  const { results } = setup('', 300);
+  const parse = vi.spyOn(JSON, 'parse');
+  onTestFinished(() => parse.mockRestore());
+  expect(results.isJson({ id: 'a', state: 'succeeded' }, '{}')).toBe(true);
+  expect(parse).not.toHaveBeenCalled();
+  for (const _ of [1, 2]) expect(results.isJson({ id: 'b', state: 'failed' }, '<html>')).toBe(false);
+  expect(parse).toHaveBeenCalledTimes(1);
 });
 
 test('who takes nothing of it is cut', async () => {

@@ -1,4 +1,5 @@
 import type { Clock, Store } from '@flotilla/core';
+import type { JobView } from '@flotilla/protocol';
 import type { ServerResponse } from 'node:http';
 import type { BodyMemory } from '../body-memory.ts';
 import { isJson } from '../is-json.ts';
@@ -12,8 +13,11 @@ import { cutStalled } from './stall.ts';
 export interface Results {
   /** @throws FlotillaError `unavailable` where there is no room for it now */
   load(id: string, answer: ServerResponse): Promise<Result>;
-  /** A result never changes, so it is parsed once, not for each reader. */
-  isJson(id: string, result: string): boolean;
+  /**
+   * Whether it can stand inside JSON as it is. A success was found to be JSON before it was kept (collector.ts): to parse
+   * megabytes again would hold up everybody else. What else is kept is a backend's refusal: parsed once, not for each reader.
+   */
+  isJson(job: Pick<JobView, 'id' | 'state'>, result: string): boolean;
 }
 
 interface Result {
@@ -49,7 +53,8 @@ export function createResults({ store, memory, clock, stall_ms }: ResultsDeps): 
       });
       return { result: await store.loadResult(id), erase_at };
     },
-    isJson(id, result) {
+    isJson({ id, state }, result) {
+      if (state === 'succeeded') return true;
       const known = verdicts.get(id);
       if (known !== undefined) return known;
       const verdict = isJson(result);
