@@ -207,6 +207,36 @@ export function detachedSuite(subject: Subject): void {
       expect(requeued!.deadline_at! - running!.started_at!).toBeGreaterThanOrEqual(86_400_000);
     });
 
+    test('a job has another mark after each of its transitions, and the same one without', async () => {
+      const job = aDetachedJob();
+      const attached = aSettlement();
+      const marks: string[] = [];
+      const look = async () => {
+        const rows = await subject.store.jobMarks([job.id, attached.job.id, 'job_unknown']);
+        expect(rows.map(({ id }) => id)).toEqual([job.id]);
+        marks.push(rows[0]!.mark);
+      };
+      await subject.store.acceptJobs([job]);
+      await look();
+      const [claimed] = await claim(subject.store, job.lane, 1);
+      await look();
+      await subject.store.startJobs([fenceOf(claimed!)]);
+      await look();
+      await subject.store.keepJobs('node_a', 2, 'rep_a', [inventoried(claimed!)]);
+      await look();
+      await subject.store.requeueJobs([aRequeue({ ...claimed!, epoch: 2 })]);
+      await look();
+      const [again] = await claim(subject.store, job.lane, 1);
+      await look();
+      await subject.store.finishJobs([aFinish(again!)]);
+      await look();
+      expect(new Set(marks).size).toBe(marks.length);
+      await look();
+      expect(marks.at(-1)).toBe(marks.at(-2));
+      await subject.store.settle([attached]);
+      expect(await subject.store.jobMarks([attached.job.id])).toEqual([]);
+    });
+
     test('a job in back-off is claimed by nobody until its time is over', async () => {
       const fence = await leased(subject.store);
       await subject.store.requeueJobs([aRequeue(fence, { delay_ms: 30, counts: false })]);

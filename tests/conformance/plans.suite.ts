@@ -107,6 +107,7 @@ export function plansSuite(subject: Subject): void {
             { id: 'job_100', attempt: 1, finished: true, wants_request: true },
           ]),
       ],
+      ['job-marks', 'jobs_pkey', (s) => s.jobMarks(['job_100', 'job_d7'])],
       ['held-nodes', 'jobs_by_node', (s) => s.heldNodes()],
       ['ready-lanes', 'jobs_ready', (s) => s.readyLanes(100, '')],
       ['next-due', 'jobs_deadline', (s) => s.nextDue(['node_x'])],

@@ -155,6 +155,33 @@ describe('a detached job', () => {
     expect(text).not.toContain(node.id);
   });
 
+  test('is listened to a hundred times by one key, and by other keys all the same', async () => {
+    hold();
+    const id = await submit();
+    const away = new AbortController();
+    const listen = (key: string) =>
+      fetch(`${world.plane.url}/api/v1/jobs/${id}/events`, {
+        headers: { authorization: `Bearer ${key}` },
+        signal: away.signal,
+      });
+    const replies = await Promise.all(Array.from({ length: 100 }, () => listen(own)));
+    expect(new Set(replies.map(({ status }) => status))).toEqual(new Set([200]));
+    const refused = await listen(own);
+    expect([refused.status, refused.headers.get('retry-after')]).toEqual([429, '5']);
+    expect(await refused.json()).toMatchObject({
+      error: { code: 'rate_limited', message: expect.stringContaining('close some') },
+    });
+    expect((await listen(world.plane.admin_key)).status).toBe(200);
+    away.abort();
+    finish();
+    await ended(id);
+    // Who has gone takes no place.
+    await until('there is room again', async () => {
+      const reply = await call('GET', `/api/v1/jobs/${id}/events`);
+      return reply.status === 200 && reply.text.includes('succeeded');
+    });
+  });
+
   test('that is cancelled frees the backend, and takes no result', async () => {
     hold();
     const id = await submit();

@@ -94,7 +94,7 @@ const NO_USAGE = { prompt_tokens: 0, completion_tokens: 0, cached_tokens: 0, est
 export function startDetached(deps: DetachedDeps): Detached {
   const { clock, random, log, store, replica, roster, dispatcher, metrics } = deps;
   const ready = new ReadyLanes();
-  const watchers = createWatchers();
+  const watchers = createWatchers({ clock, log, store });
   /** What open jobs that were accepted here have reserved of their keys' limits. */
   const admissions = new Map<string, Admission>();
   const flushed: typeof metrics.storeFlushed = (report) => metrics.storeFlushed(report);
@@ -189,6 +189,7 @@ export function startDetached(deps: DetachedDeps): Detached {
     watchers,
     waiting: () => transitions.waiting + acceptances.waiting,
     async close() {
+      watchers.close();
       await upkeep.close();
       await claims.close();
       held.leaveProviders();

@@ -10,7 +10,6 @@ import { memoryLog } from '../testing/memory-log.ts';
 import { createHeldJobs } from './held-jobs.ts';
 import { laneText } from './lane.ts';
 import { ReadyLanes } from './ready-lanes.ts';
-import { createWatchers } from './watchers.ts';
 
 const claimed: ClaimedJob = {
   id: 'job_1',
@@ -61,7 +60,7 @@ async function failedAndAnswered(outcome: ResultOutcome) {
       add: () => Promise.resolve(outcome),
       close: () => Promise.resolve(),
     },
-    watchers: createWatchers(),
+    watchers: { moved() {} },
     ready: new ReadyLanes(),
     share: newFairShare(),
     memory: createBodyMemory(1000),

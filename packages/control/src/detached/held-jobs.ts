@@ -44,7 +44,7 @@ export interface HeldJobsDeps {
   grants: Grants;
   places: Pick<Places, 'servedBy'>;
   transitions: Transitions;
-  watchers: Watchers;
+  watchers: Pick<Watchers, 'moved'>;
   ready: ReadyLanes;
   share: FairShare;
   memory: BodyMemory;

@@ -1,4 +1,4 @@
-import { type Acceptance, type Clock, type Timer } from '@flotilla/core';
+import type { Acceptance } from '@flotilla/core';
 import {
   type ErrorDetails,
   FlotillaError,
@@ -12,6 +12,7 @@ import type { Limits } from '../accounts/limits.ts';
 import type { Principal } from '../accounts/principal.ts';
 import type { Detached, Submission } from '../detached/detached.ts';
 import { type SubmissionRules, readBatch, readSubmission } from '../detached/submissions.ts';
+import { LOOK_EVERY_MS, type News } from '../detached/watchers.ts';
 import { traceparentOf } from '../telemetry/traces.ts';
 import { errorAnswer } from './errors.ts';
 import type { Handlers } from './routing.ts';
@@ -21,7 +22,6 @@ type DetachedRoutes = 'createJob' | 'createJobs' | 'jobEvents';
 export interface DetachedRouteDeps {
   detached: Detached;
   rules: SubmissionRules;
-  clock: Clock;
   limits: Pick<Limits, 'admit'>;
   /** The job, as far as this key may see it. @throws FlotillaError `not_found` */
   find(id: string, principal: Principal): Promise<JobView>;
@@ -33,13 +33,13 @@ export interface DetachedRouteDeps {
 export const RAW_JOB_ROUTES = ['createJob', 'createJobs'] as const;
 
 const NO_BODY = Buffer.alloc(0);
-/** Comments keep the connection of a job that nothing happens to; a lost hint is found by then, too. */
-const LOOK_EVERY_MS = 5000;
+/** A comment keeps the connection of a job that nothing happens to. */
+const QUIET = ': \n\n';
 /** Who takes nothing of so much has stopped reading. */
 const UNREAD_MOST_BYTES = 256 * 1024;
 
 export function detachedRoutes(deps: DetachedRouteDeps): Pick<Handlers, DetachedRoutes> {
-  const { detached, rules, clock } = deps;
+  const { detached, rules } = deps;
   return {
     async createJob({ request, principal }) {
       deps.refuseWhenUnable();
@@ -117,19 +117,13 @@ export function detachedRoutes(deps: DetachedRouteDeps): Pick<Handlers, Detached
    */
   async function tellEvents(id: string, principal: Principal, reply: FastifyReply): Promise<void> {
     const { promise: over, resolve: end } = Promise.withResolvers<void>();
-    let moved = true;
+    let news: News | null = { type: 'moved' };
     let wake: () => void = () => {};
     let gone = false;
-    const told = () => {
-      moved = true;
+    const unwatch = detached.watchers.watch(id, principal.key.id, (heard) => {
+      if (news?.type !== 'moved') news = heard;
       wake();
-    };
-    const unwatch = detached.watchers.watch(id, told);
-    if (unwatch === undefined) {
-      throw new FlotillaError('unavailable', 'Too many listen to jobs already; read the job itself.', {
-        retry_after_ms: LOOK_EVERY_MS,
-      });
-    }
+    });
     const out = reply.raw;
     out.on('close', () => {
       gone = true;
@@ -148,30 +142,32 @@ export function detachedRoutes(deps: DetachedRouteDeps): Pick<Handlers, Detached
     async function tell(): Promise<void> {
       let last = '';
       while (!gone) {
-        moved = false;
-        const job = await deps.find(id, principal).catch((error: unknown) => {
-          // Silence would look like a job that nothing happens to; who is told can ask anew.
-          out.write(`retry: ${LOOK_EVERY_MS}\nevent: error\ndata: ${errorAnswer(error).body}\n\n`);
-        });
-        if (job === undefined) return;
-        const text = JSON.stringify(job);
-        if (text !== last) out.write(`event: state\ndata: ${text}\n\n`);
-        else out.write(': \n\n');
-        last = text;
-        if (isTerminal(job.state)) return;
+        if (news === null) await woken();
+        const heard = news;
+        news = null;
+        if (heard === null) continue;
+        if (heard.type === 'failed') return tellError(heard.error);
+        if (heard.type === 'still') out.write(QUIET);
+        else {
+          const job = await deps.find(id, principal).catch(tellError);
+          if (job === undefined) return;
+          const text = JSON.stringify(job);
+          out.write(text === last ? QUIET : `event: state\ndata: ${text}\n\n`);
+          last = text;
+          if (isTerminal(job.state)) return;
+        }
         if (out.writableLength > UNREAD_MOST_BYTES) return void out.destroy();
-        if (!moved && !gone) await hint();
       }
     }
 
-    function hint(): Promise<void> {
+    /** Silence would look like a job that nothing happens to; who is told can ask anew. */
+    function tellError(error: unknown): undefined {
+      out.write(`retry: ${LOOK_EVERY_MS}\nevent: error\ndata: ${errorAnswer(error).body}\n\n`);
+    }
+
+    function woken(): Promise<void> {
       return new Promise((resolve) => {
-        const timer: Timer = clock.after(LOOK_EVERY_MS, () => wake());
-        wake = () => {
-          timer.cancel();
-          wake = () => {};
-          resolve();
-        };
+        wake = resolve;
       });
     }
   }

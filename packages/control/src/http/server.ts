@@ -261,7 +261,6 @@ function handlers(deps: HttpDeps, refuse: ReturnType<typeof authentication>['ref
     ...jobRoutes(jobs),
     ...detachedRoutes({
       detached: deps.detached,
-      clock: deps.clock,
       limits: deps.limits,
       find: async (id, principal) => shown(await findJob(jobs, id, principal), principal),
       rules: {

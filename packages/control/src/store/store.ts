@@ -7,6 +7,7 @@ import { deleteBodies, eraseBodies, loadBodies, loadResult, measureResult } from
 import { claimJobs } from './detached/claim-jobs.ts';
 import { cancelJob, expireJobs } from './detached/end-jobs.ts';
 import { finishJobs } from './detached/finish-jobs.ts';
+import { jobMarks } from './detached/job-marks.ts';
 import { findDetached, heldJobs, heldNodes, keepJobs } from './detached/held-jobs.ts';
 import { nextDue, readyJobs, readyLanes } from './detached/ready-jobs.ts';
 import { requeueJobs } from './detached/requeue-jobs.ts';
@@ -121,6 +122,7 @@ export function storeOn(sql: Engine, log: Log): Store {
     expireJobs: (limit, spared) => expireJobs(sql, limit, spared),
     readyJobs: (limit) => readyJobs(sql, limit),
     findDetached: (id) => findDetached(sql, id),
+    jobMarks: (ids) => jobMarks(sql, ids),
     loadBodies: (id) => loadBodies(sql, id),
     measureResult: (id) => measureResult(sql, id),
     loadResult: (id) => loadResult(sql, id),

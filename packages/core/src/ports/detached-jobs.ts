@@ -44,6 +44,8 @@ export interface DetachedJobs {
   /** Jobs whose back-off is over become ready. @returns their lanes, to wake those who serve them */
   readyJobs(limit: number): Promise<string[]>;
   findDetached(id: string): Promise<DetachedState | undefined>;
+  /** Whether jobs have moved, by one look for all: each that is there has another mark after each of its transitions. */
+  jobMarks(ids: readonly string[]): Promise<JobMark[]>;
   loadBodies(id: string): Promise<JobBodies | undefined>;
   /** How much `loadResult` brings, without loading it. */
   measureResult(id: string): Promise<ResultMeasure | undefined>;
@@ -123,6 +125,10 @@ export interface InventoriedJob {
 }
 export interface KeptJob extends ClaimedJob {
   state: 'leased' | 'running';
+}
+export interface JobMark {
+  id: string;
+  mark: string;
 }
 export interface ReadyLane {
   lane: string;
