@@ -1,3 +1,4 @@
+import type { ClaimedJob } from '@flotilla/core';
 import { describe, expect, test } from 'vitest';
 import { aDetachedJob, aFinish, aRequeue, claim, fenceOf, inventoried, leased } from './detached-rows.ts';
 import { aSettlement, newId, T0 } from './rows.ts';
@@ -205,6 +206,44 @@ export function detachedSuite(subject: Subject): void {
       await subject.store.requeueJobs([aRequeue(again!)]);
       const requeued = await subject.store.findDetached(fence.id);
       expect(requeued!.deadline_at! - running!.started_at!).toBeGreaterThanOrEqual(86_400_000);
+    });
+
+    test('equal rejections in a row are one story, from the first offer to the last answer, and use up no attempt', async () => {
+      const reject = (job: ClaimedJob, message: string) =>
+        subject.store.requeueJobs([
+          aRequeue(job, { outcome: 'rejected', code: 'rejected', message, counts: false }),
+        ]);
+      let job = await leased(subject.store);
+      const first = await subject.store.findDetached(job.id);
+      // Two nodes in turn, as they are where each is avoided after its own.
+      for (const node of ['node_b', 'node_a', 'node_b', 'node_a', 'node_b']) {
+        expect(await reject(job, 'journal_unwritable')).toEqual(['accepted']);
+        [job] = (await claim(subject.store, job.lane, 1, node)) as [ClaimedJob];
+      }
+      await reject(job, 'draining');
+      const told = async () =>
+        (await subject.store.findJob(job.id))!.attempts.map(({ attempt, node, message }) =>
+          [attempt, node, message].join(' '),
+        );
+      expect(await told()).toEqual([
+        '4 node_b journal_unwritable',
+        '5 node_a journal_unwritable',
+        '6 node_b draining',
+      ]);
+      const { attempts } = (await subject.store.findJob(job.id))!;
+      expect(attempts[1]).toMatchObject({ offered_at: first!.offered_at, code: 'rejected' });
+      expect(attempts[1]!.ended_at).toBeGreaterThanOrEqual(attempts[0]!.ended_at!);
+      expect(await subject.store.findDetached(job.id)).toMatchObject({ attempt: 6, failures: 0 });
+      // What came in between keeps the two apart.
+      [job] = (await claim(subject.store, job.lane, 1, 'node_b')) as [ClaimedJob];
+      await subject.store.requeueJobs([aRequeue(job)]);
+      [job] = (await claim(subject.store, job.lane, 1, 'node_b')) as [ClaimedJob];
+      await reject(job, 'draining');
+      expect((await told()).slice(2)).toEqual([
+        '6 node_b draining',
+        '7 node_b the node was lost',
+        '8 node_b draining',
+      ]);
     });
 
     test('a job has another mark after each of its transitions, and the same one without', async () => {

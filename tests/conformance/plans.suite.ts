@@ -108,6 +108,7 @@ export function plansSuite(subject: Subject): void {
           ]),
       ],
       ['job-marks', 'jobs_pkey', (s) => s.jobMarks(['job_100', 'job_d7'])],
+      ['requeue-jobs, an equal rejection', 'attempts_pkey', (s) => s.requeueJobs([aRequeue(fence)])],
       ['held-nodes', 'jobs_by_node', (s) => s.heldNodes()],
       ['ready-lanes', 'jobs_ready', (s) => s.readyLanes(100, '')],
       ['next-due', 'jobs_deadline', (s) => s.nextDue(['node_x'])],

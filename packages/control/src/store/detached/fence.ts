@@ -25,12 +25,15 @@ export const RESULT_OUTCOME = `case
     when held.result_digest = input.digest then 'duplicate'
     else 'conflict' end`;
 
-/** The story of the attempt that a statement ends; in place of an older one where it was taken for lost meanwhile. */
-export const TELL_STORY = `
+/**
+ * The story of the attempt that a statement ends; in place of an older one where it was taken for lost meanwhile.
+ * @param since when it was offered first
+ */
+export const tellStory = (since = 'held.offered_at'): string => `
     insert into attempts (job, attempt, node, provider, backend, epoch, outcome, code, message,
       offered_at, started_at, ended_at)
     select held.id, held.attempt, ${served('held.node')}, input.backend, held.epoch, input.outcome, input.code, input.message,
-      held.offered_at, held.started_at, now.ms
+      ${since}, held.started_at, now.ms
     from held join input using (id), now
     where held.holds
     on conflict (job, attempt) do update

@@ -1,7 +1,7 @@
 import type { Finish, ResultOutcome } from '@flotilla/core';
 import { USAGE_COLUMNS, USAGE_TYPES, served } from '../job-columns.ts';
 import { NOW_MS, prepared, type Sql } from '../sql.ts';
-import { FENCE_TYPES, HELD, moveJobs, RESULT_OUTCOME, TELL_STORY } from './fence.ts';
+import { FENCE_TYPES, HELD, moveJobs, RESULT_OUTCOME, tellStory } from './fence.ts';
 
 /**
  * State, story, usage, result and the end of the body's retention in one: a job has all of them or none. Where nobody
@@ -14,7 +14,7 @@ const statement = prepared(
      select * from jsonb_to_recordset($1::jsonb) as r (${FENCE_TYPES}, backend text, outcome text, code text,
        message text, state text, digest text, error_code text, error_message text, result text, usage jsonb)),
    ${HELD},
-   story as (${TELL_STORY}),
+   story as (${tellStory()}),
    used as (
      insert into usage (${USAGE_COLUMNS})
      select ${USAGE_COLUMNS} from jsonb_to_recordset((

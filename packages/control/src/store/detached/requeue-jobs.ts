@@ -1,7 +1,11 @@
 import type { Requeue, ResultOutcome } from '@flotilla/core';
 import { NOW_MS, prepared, type Sql } from '../sql.ts';
-import { FENCE_TYPES, HELD, moveJobs, RESULT_OUTCOME, TELL_STORY } from './fence.ts';
+import { FENCE_TYPES, HELD, moveJobs, RESULT_OUTCOME, tellStory } from './fence.ts';
 
+/**
+ * A rejection takes the place of an equal one of the same node, unless anything but rejections came in between: a node
+ * that cannot take the job today would fill the table with it. The story tells the first offer and the last answer.
+ */
 const statement = prepared(
   'requeue-jobs',
   `with now as materialized (select ${NOW_MS} as ms),
@@ -9,7 +13,14 @@ const statement = prepared(
      select * from jsonb_to_recordset($1::jsonb) as r (${FENCE_TYPES}, backend text, outcome text, code text,
        message text, delay_ms bigint, counts boolean, digest text, lane text)),
    ${HELD},
-   story as (${TELL_STORY}),
+   folded as (
+     delete from attempts a using held join input using (id)
+     where input.outcome = 'rejected' and held.holds and a.job = held.id and a.attempt < held.attempt
+       and a.outcome = 'rejected' and a.node = held.node and a.message is not distinct from input.message
+       and not exists (
+         select from attempts b where b.job = a.job and b.attempt > a.attempt and b.outcome <> 'rejected')
+     returning a.job, a.offered_at),
+   story as (${tellStory('coalesce((select min(offered_at) from folded where job = held.id), held.offered_at)')}),
    moved as (
      update jobs j
      set state = 'queued', lane = input.lane, node = null, epoch = null, offered_at = null, started_at = null,
