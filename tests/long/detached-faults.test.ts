@@ -51,7 +51,7 @@ function journalOf({ state_dir }: TestNode): JournalEntry[] {
   return names.flatMap((name) => {
     try {
       const entry = decodeEntry(readFileSync(join(dir, name)));
-      return typeof entry === 'string' ? [] : [entry];
+      return typeof entry === 'string' ? [] : [entry.entry];
     } catch {
       return []; // gone since
     }

@@ -61,6 +61,8 @@ describe('the placement filter', () => {
     ['not_allowed', request(), spot(node('a', { allowed_models: ['other'] }))],
     ['labels', request({ labels: { zone: 'x' } }), spot(node('a', { labels: { zone: 'y' } }))],
     ['unfenced', request({ fenced: true }), spot(node('a', { unfenced: true }))],
+    ['journal_down', request({ fenced: true }), spot(node('a', { journal_down: true }))],
+    [null, request(), spot(node('a', { journal_down: true }))],
     ['offline', request(), spot(node('a', { state: 'offline' }))],
     ['suspect', request(), spot(node('a', { state: 'suspect' }))],
     ['pending', request(), spot(node('a', { state: 'pending' }))],
@@ -111,6 +113,18 @@ describe('placement', () => {
     expect(chosen(request(), [spot(node('a', { state: 'suspect' }))])).toBe('wait');
     expect(chosen(request(), [spot(node('a'), { backend_health: 'down' })])).toBe('nobody');
     expect(chosen(request(), [])).toBe('nobody');
+  });
+
+  it('gives detached work to a node that can write it down, and waits for one rather than for one that cannot', () => {
+    const detached = request({ fenced: true });
+    const unable = spot(node('a', { journal_down: true }));
+    expect(chosen(detached, [unable, spot(node('b'), { slots: { reserved: 3, capacity: 4 } })])).toBe('b');
+    expect(chosen(detached, [unable, spot(node('b'), { slots: { reserved: 4, capacity: 4 } })])).toBe('wait');
+    expect(chosen(detached, [unable])).toBe('nobody');
+    expect(chosen(request(), [unable])).toBe('a');
+    // Nor is it somebody else who could serve what another has failed.
+    const tier = { model: 'm', labels: {}, spots: indexOf([unable, spot(node('b'))]) };
+    expect(servedElsewhereInOrder(detached, [tier], 'b')).toBe(false);
   });
 
   it('spreads equal nodes at random', () => {

@@ -20,7 +20,10 @@ export interface PlacementRequest {
   readonly refused_by: ReadonlySet<string>;
   /** The node that holds this conversation's prefix in its cache. */
   readonly affinity: string | null;
-  /** Detached work: never given to a second node before the first has stopped, which that one must see to. */
+  /**
+   * Detached work: never given to a second node before the first has stopped, which that one must see to; and only to
+   * nodes that can write it down.
+   */
   readonly fenced?: true;
 }
 
@@ -40,6 +43,8 @@ function misfit(request: PlacementRequest, { node, operations }: Spot): Refusal 
   if (node.allowed_models !== null && !matchesModel(node.allowed_models, request.model)) return 'not_allowed';
   if (request.fenced === true && node.unfenced) return 'unfenced';
   if (!hasLabels(node.labels, request.labels)) return 'labels';
+  // Last: it passes by itself, the others do not.
+  if (request.fenced === true && node.journal_down === true) return 'journal_down';
   return null;
 }
 

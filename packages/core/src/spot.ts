@@ -13,6 +13,8 @@ export interface PlacementNode {
   readonly failures: number;
   /** It does not stop its work by its own clock when its lease ends. */
   readonly unfenced: boolean;
+  /** It is connected, and says that it can take on no detached work. */
+  readonly journal_down?: boolean;
   /** It has asked to be left alone for a while, and is then there again. */
   readonly resting?: boolean;
 }
@@ -35,6 +37,7 @@ export type Refusal =
   | 'pinned_elsewhere'
   | 'not_allowed'
   | 'unfenced'
+  | 'journal_down'
   | 'labels'
   | 'revoked'
   | 'offline'
@@ -55,6 +58,7 @@ export const REFUSAL_TEXT: Record<Refusal, string> = {
   pinned_elsewhere: 'the job is pinned to another node',
   not_allowed: "the node's allow-list does not have the model",
   unfenced: 'it does not stop by itself when its lease ends, as detached work asks for',
+  journal_down: 'it takes no detached work now',
   labels: 'it lacks a label that the key asks for',
   revoked: 'its credential was withdrawn',
   offline: 'it is offline',

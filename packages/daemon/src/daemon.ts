@@ -112,6 +112,7 @@ export class Daemon {
       operator_drain_ms: null,
       drain: null,
       ignored: [],
+      journal: { health: 'healthy' },
     };
     this.#metrics = new Metrics(() => ({ status: this.#status, backends: this.#backends.states() }));
     this.#heartbeat = new HeartbeatFile({
@@ -134,9 +135,14 @@ export class Daemon {
     });
     this.#journal = new Journal({
       dir: paths.journal,
+      node: credential.node_id,
       clock,
       log,
-      on_writable: (writable) => this.#link?.post({ type: 'journal_writable', writable }),
+      on_health: (health) => {
+        this.#status.journal = health;
+        // It is looked at before there is a link thread, which is told with what it starts with.
+        this.#link?.post({ type: 'journal_health', health });
+      },
     });
     this.#link = new LinkHost({
       script: parts.link_script,
@@ -297,7 +303,7 @@ export class Daemon {
       progress: this.#progress,
       connect_timeout_ms: config.connect_timeout_ms,
       journal: this.#journal.entries(),
-      journal_writable: this.#journal.writable,
+      journal_health: this.#status.journal,
     };
   }
 

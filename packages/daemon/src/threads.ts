@@ -4,6 +4,7 @@ import type {
   ControlMessageOf,
   Descriptor,
   DiscoveryRequest,
+  JournalHealth,
   NodeMessageOf,
   Operation,
 } from '@flotilla/protocol';
@@ -29,7 +30,7 @@ export interface LinkThreadData {
   connect_timeout_ms: number;
   /** Detached work of an earlier process, or thread. */
   journal: JournalEntry[];
-  journal_writable: boolean;
+  journal_health: JournalHealth;
 }
 
 /** What this node has of a detached attempt; on disk until the control plane needs it no more. */
@@ -69,7 +70,8 @@ export type ToLink =
   | { type: 'credential'; credential: string }
   /** Goes over the link as it is; where there is none the control plane asks again. */
   | { type: 'discovery'; message: NodeMessageOf<'discovery.progress'> | NodeMessageOf<'discovery.result'> }
-  | { type: 'journal_writable'; writable: boolean }
+  /** Whether what it is given gets onto the disk. */
+  | { type: 'journal_health'; health: JournalHealth }
   /** `stopping` is on disk: take no more, finish within `deadline_ms`, deregister, then say `stopped`. */
   | { type: 'drain'; deadline_ms: number; reason: string };
 

@@ -1,3 +1,4 @@
+import { rm } from 'node:fs/promises';
 import {
   type Credential,
   lockStateDir,
@@ -9,13 +10,16 @@ import {
 } from './state-dir.ts';
 
 /**
- * `leave` where no daemon runs: removes the credential. The control plane is not told, and shows the node as offline
+ * `leave` where no daemon runs: removes the credential, and the results that nobody will ask for. The control plane is not told, and shows the node as offline
  * until an operator revokes it.
  * @returns what was forgotten, or `null` when this machine was not enrolled
  * @throws {StateDirError} while a daemon runs: ask it to leave instead
  */
 export function forgetEnrolment(state_dir: string): Promise<Enrolled | null> {
-  return withEnrolment(state_dir, (paths) => removeCredential(paths));
+  return withEnrolment(state_dir, async (paths) => {
+    await removeCredential(paths);
+    await rm(paths.journal, { recursive: true, force: true });
+  });
 }
 
 /**

@@ -78,6 +78,14 @@ const backendHealth = z.object({
 });
 export type BackendHealth = z.infer<typeof backendHealth>;
 
+/** Whether what is detached can be written down, so that it outlives the daemon. Not said: it is taken for able. */
+const journalHealth = z.object({
+  health: z.enum(HEALTH),
+  /** What is wrong, and what to do. */
+  reason: reason.optional(),
+});
+export type JournalHealth = z.infer<typeof journalHealth>;
+
 /** More than any request has. What says more does not count: a few of them would be beyond the integers of the books. */
 export const TOKENS_MAX = 1_000_000_000;
 const tokens = count.max(TOKENS_MAX).default(0);
@@ -147,6 +155,7 @@ export const nodeMessageSchemas = {
     inventory: inventory.default([]).transform(readInventory),
     /** Beats' health of the backends, so that a node is placeable from its first moment. */
     backends: z.array(backendHealth).max(256).default([]).catch([]),
+    journal: journalHealth.optional().catch(undefined),
   }),
   'node.heartbeat': z.object({
     type: z.literal('node.heartbeat'),
@@ -161,6 +170,8 @@ export const nodeMessageSchemas = {
       .catch([]),
     leases_digest: z.string().max(64).default('').catch(''),
     backends: z.array(backendHealth).max(256).default([]).catch([]),
+    /** While it is `down` the node is given no detached work. */
+    journal: journalHealth.optional().catch(undefined),
     /** A few flat facts of the machine, for people. */
     host: z
       .record(z.string().max(64), z.union([z.number(), z.boolean(), z.string().max(256), z.null()]))

@@ -210,6 +210,10 @@ export const nodeView = z
         ),
       }),
     ),
+    journal: z
+      .object({ health: z.enum(HEALTH), reason: z.string().nullable() })
+      .optional()
+      .describe('Of detached work, on its disk. `down`: it gets no detached work; requests go on.'),
     epoch: count.describe('Rises with every accepted connection.'),
     created_at: time,
     connected_at: time.nullable(),

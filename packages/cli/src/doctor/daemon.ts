@@ -41,7 +41,8 @@ const check = (name: string, state: Check['state'], found: string, next?: string
   ...(next === undefined ? {} : { next }),
 });
 
-function running({ name, version, pid, link, backends, ignored_servers: ignored }: LocalStatus): Check[] {
+function running(status: LocalStatus): Check[] {
+  const { name, version, pid, link, backends, ignored_servers: ignored, journal } = status;
   const checks = [check('daemon', 'ok', `${name}, version ${version}, process ${pid}`)];
   const rtt = link.rtt_ms === null ? '' : `, ${Math.round(link.rtt_ms)} ms there and back`;
   checks.push(
@@ -65,6 +66,11 @@ function running({ name, version, pid, link, backends, ignored_servers: ignored 
             `${found}: ${health}, ${reason ?? 'no reason known'}`,
           ),
     );
+  }
+  if (journal?.health === 'healthy') checks.push(check('journal', 'ok', 'detached work can be written down'));
+  else if (journal !== undefined) {
+    const next = 'The daemon tries again by itself, a minute apart at most.';
+    checks.push(check('journal', 'fail', `no detached work: ${journal.reason ?? journal.health}`, next));
   }
   for (const { url, reason } of ignored) checks.push(check('not used', 'warn', `${url}: ${reason}`));
   return checks;

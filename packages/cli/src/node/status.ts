@@ -25,6 +25,8 @@ export interface LocalStatus {
   pools: { id: string; in_flight: number; capacity: number; capacity_from: string }[];
   attempts: unknown[];
   ignored_servers: { url: string; reason: string }[];
+  /** Absent: the daemon is older than it. */
+  journal?: { health: string; reason?: string };
 }
 
 interface LocalBackend {
@@ -37,7 +39,7 @@ interface LocalBackend {
 }
 
 export function statusText(status: LocalStatus): string {
-  const { link, drain } = status;
+  const { link, drain, journal } = status;
   const beat = link.last_ack_ms_ago === null ? 'never' : `${formatDuration(link.last_ack_ms_ago)} ago`;
   const head = facts([
     ['name', `${status.name} (${status.node_id})`],
@@ -49,6 +51,7 @@ export function statusText(status: LocalStatus): string {
     ['link', `${link.state}, ${link.url}`],
     ['because', link.state === 'connected' ? null : link.reason],
     ['last beat', link.rtt_ms === null ? beat : `${beat}, ${Math.round(link.rtt_ms)} ms there and back`],
+    ['detached work', journal?.health === 'down' ? `none: ${journal.reason ?? 'no reason known'}` : null],
     ['drain', drain && `${drain.reason}, until ${drain.deadline_at}`],
     ['at work', String(status.attempts.length)],
     ['files', status.state_dir],

@@ -1,4 +1,11 @@
-import { type PlacementRequest, REFUSAL_TEXT, type Tier, refusal, requestIn } from '@flotilla/core';
+import {
+  type PlacementRequest,
+  REFUSAL_TEXT,
+  type Refusal,
+  type Tier,
+  refusal,
+  requestIn,
+} from '@flotilla/core';
 import type { ExplainView, JobState, JobView } from '@flotilla/protocol';
 import type { FleetNode, ModelSpot } from '../fleet/node.ts';
 import type { ActiveJob } from './active-job.ts';
@@ -93,7 +100,7 @@ export function explainJob(
     const reasons =
       own.length === 0
         ? ['it does not have the model']
-        : refusals.flatMap((code) => (code === null ? [] : [REFUSAL_TEXT[code]]));
+        : refusals.flatMap((code) => (code === null ? [] : [reasonOf(code, node)]));
     if (placement.avoid.has(node.id)) reasons.push('it has failed this job');
     const verdict =
       holder === node ? 'has it' : refusals.includes(null) ? 'could take it' : (refusals[0] ?? 'no_model');
@@ -105,6 +112,11 @@ export function explainJob(
       ? `It waits for ${model}; ${able} of ${nodes.length} nodes could take it now.`
       : `It is ${state} on ${holder?.record.name ?? 'a node'}.`;
   return { id, state, summary, nodes };
+}
+
+function reasonOf(code: Refusal, { journal }: FleetNode): string {
+  const text = REFUSAL_TEXT[code];
+  return code === 'journal_down' && journal.reason !== undefined ? `${text}: ${journal.reason}` : text;
 }
 
 function iso(wall_ms: number): string {

@@ -22,7 +22,7 @@ import type { Discoveries } from '../discovery/discoveries.ts';
 import { compareInventory, loseAll, reconcile } from '../dispatch/reconcile.ts';
 import type { LatestWriter } from './latest-writer.ts';
 import { CLOSE, type Link } from './link.ts';
-import { type FleetNode, forgetFailures } from './node.ts';
+import { ABLE, type FleetNode, forgetFailures } from './node.ts';
 import { type Registration, readNodeDescriptor } from './registration.ts';
 import type { Roster } from './roster.ts';
 import type { Watch } from './watch.ts';
@@ -103,6 +103,7 @@ export function createConnections(deps: ConnectionDeps): Connections {
     node.unfenced = !link.fences;
     node.features = message.features.slice(0, FEATURES_MOST);
     node.stopping = false;
+    node.journal = message.journal ?? ABLE;
     node.connected_at = clock.wall_ms();
     node.liveness = stepLiveness(node.liveness, { type: 'registered' }, received_ms, timings);
     roster.sync(node);
@@ -182,6 +183,7 @@ export function createConnections(deps: ConnectionDeps): Connections {
     });
     const was_stopping = node.stopping;
     node.stopping = beat.draining;
+    node.journal = beat.journal ?? ABLE;
     const health_moved = roster.setHealth(node, beat.backends);
     node.liveness = stepLiveness(
       node.liveness,

@@ -12,7 +12,7 @@ import {
   newLiveness,
   slotKey,
 } from '@flotilla/core';
-import type { BackendHealth, Descriptor, Health, Operation } from '@flotilla/protocol';
+import type { BackendHealth, Descriptor, Health, JournalHealth, Operation } from '@flotilla/protocol';
 import type { Attempt } from '../dispatch/attempt.ts';
 import type { Link } from './link.ts';
 
@@ -27,6 +27,7 @@ export interface FleetNode extends PlacementNode {
   // The placement view, kept in step with the above by the roster.
   state: PlacementNode['state'];
   stalled: boolean;
+  journal_down: boolean;
   resting: boolean;
   cordoned: boolean;
   draining: boolean;
@@ -48,6 +49,7 @@ export interface FleetNode extends PlacementNode {
   descriptor: Descriptor | null;
   descriptor_hash: string;
   health: Map<string, BackendHealth>;
+  journal: JournalHealth;
   ledger: Ledger;
   spots: ModelSpot[];
   /** Attempts the node may hold: current ones, and withdrawn ones until it has let go of them. By `job:attempt`. */
@@ -72,6 +74,9 @@ export interface FleetNode extends PlacementNode {
   /** The daemon itself is stopping: it takes no more. */
   stopping: boolean;
 }
+
+/** A node that does not say how its journal is, being older than that. */
+export const ABLE: JournalHealth = { health: 'healthy' };
 
 /** A model on a backend of a node; one object for its lifetime, so that placement builds nothing. */
 export interface ModelSpot extends Spot {
@@ -114,6 +119,7 @@ export function newFleetNode(
     liveness: firstLiveness(record, now_ms),
     state: 'pending',
     stalled: false,
+    journal_down: false,
     resting: false,
     cordoned: record.cordoned,
     draining: record.drain_deadline_at !== null,
@@ -131,6 +137,7 @@ export function newFleetNode(
     descriptor: record.descriptor,
     descriptor_hash: record.descriptor_hash ?? '',
     health: new Map(),
+    journal: ABLE,
     ledger: newLedger((pool) => turned(node, pool)),
     spots: [],
     attempts: new Map(),

@@ -139,6 +139,24 @@ describe('the roster', () => {
     );
   });
 
+  test('takes what a node said of its journal for true while it is connected, not for why it gets nothing when it is away', () => {
+    const nodes = roster();
+    const [node] = nodes.load([record('a', { state: 'online' })], []).added;
+    node!.journal = { health: 'down' };
+    expect(nodes.sync(node!)).toBe(false);
+    const t = timings(5000);
+    node!.liveness = stepLiveness(
+      stepLiveness(node!.liveness, { type: 'registered' }, 1, t),
+      { type: 'reconciled' },
+      1,
+      t,
+    );
+    expect([nodes.sync(node!), node!.journal_down]).toEqual([true, true]);
+    // Nothing but that has changed: who waits for it has to be looked at again.
+    node!.journal = { health: 'healthy' };
+    expect([nodes.sync(node!), node!.journal_down]).toEqual([true, false]);
+  });
+
   test('sees a label that an operator has changed', () => {
     const nodes = roster();
     nodes.load([record('a', { labels: { zone: 'x' } })], []);

@@ -121,14 +121,18 @@ export function createRoster(clock: Clock, timings: Timings): Roster {
     const { record, liveness } = node;
     const draining = record.drain_deadline_at !== null || node.stopping;
     const stalled = isStalled(liveness, clock.now_ms(), timings);
+    // What a node said last that is away now is not why it gets nothing.
+    const journal_down = liveness.state === 'online' && node.journal.health === 'down';
     const changed =
       node.state !== liveness.state ||
       node.stalled !== stalled ||
+      node.journal_down !== journal_down ||
       node.cordoned !== record.cordoned ||
       node.draining !== draining ||
       !sameWishes(node.synced, record);
     node.state = liveness.state;
     node.stalled = stalled;
+    node.journal_down = journal_down;
     node.cordoned = record.cordoned;
     node.draining = draining;
     node.labels = record.labels;

@@ -53,6 +53,7 @@ export function nodeView(node: FleetNode, clock: Clock, timings: Timings): NodeV
       reported: pool.reported,
     })),
     backends,
+    journal: { health: node.journal.health, reason: node.journal.reason ?? null },
     epoch: node.epoch,
     created_at: iso(record.created_at),
     connected_at: node.link === null || node.connected_at === null ? null : iso(node.connected_at),
@@ -66,7 +67,8 @@ export function nodeView(node: FleetNode, clock: Clock, timings: Timings): NodeV
 
 function overall(node: FleetNode, backends: { health: Health }[]): Health {
   if (node.stalled) return 'degraded';
-  if (backends.every((backend) => backend.health === 'healthy')) return 'healthy';
+  if (backends.every((backend) => backend.health === 'healthy'))
+    return node.journal_down ? 'degraded' : 'healthy';
   return backends.every((backend) => backend.health === 'down') ? 'down' : 'degraded';
 }
 
@@ -90,6 +92,7 @@ function why(
       .map((model) => `${backend.id}: ${model.id} is ${model.health}${because(model.reason)}`);
     return [...own, ...models];
   });
+  if (node.journal_down) failing.push(`it takes no detached work${because(node.journal.reason ?? null)}`);
   return {
     summary: summary(node, failing),
     last_beat_ms_ago: silent_ms,

@@ -9,7 +9,7 @@ import type { JournalEntry } from '../threads.ts';
  * and the bytes of the answer's head and body. A file that a crash has cut short, or a disk has changed, is told by it.
  *
  *     flotilla-journal 1 <bytes that follow> <their CRC-32>\n
- *     {"offer": …, "result": …, "answer": …}\n
+ *     {"node": …, "offer": …, "result": …, "answer": …}\n
  *     head body
  */
 const MAGIC = 'flotilla-journal';
@@ -17,6 +17,8 @@ const MAGIC = 'flotilla-journal';
 const VERSION = 1;
 
 const metaSchema = z.object({
+  /** Whose it is. Absent: written before it was noted, so by the node that is here. */
+  node: z.string().optional(),
   offer: controlMessageSchemas['job.offer'],
   /** Null: begun, and not ended as far as is known. */
   result: z.union([nodeMessageSchemas['job.completed'], nodeMessageSchemas['job.failed']]).nullable(),
@@ -31,9 +33,10 @@ const metaSchema = z.object({
 });
 
 /** In parts, so that a large answer is not copied. */
-export function encodeEntry({ offer, ended }: JournalEntry): Uint8Array[] {
+export function encodeEntry({ offer, ended }: JournalEntry, node: string): Uint8Array[] {
   const answer = ended?.answer ?? null;
   const meta: z.input<typeof metaSchema> = {
+    node,
     offer,
     result: ended?.result ?? null,
     answer: answer && {
@@ -49,7 +52,7 @@ export function encodeEntry({ offer, ended }: JournalEntry): Uint8Array[] {
 }
 
 /** @returns a sentence where it is no entry that this version can read */
-export function decodeEntry(file: Buffer): JournalEntry | string {
+export function decodeEntry(file: Buffer): { entry: JournalEntry; node?: string | undefined } | string {
   const first = file.indexOf('\n');
   const [magic, version, bytes, checksum] = file.toString('latin1', 0, Math.max(0, first)).split(' ');
   if (magic !== MAGIC) return 'it is no entry of a journal';
@@ -60,15 +63,15 @@ export function decodeEntry(file: Buffer): JournalEntry | string {
   const second = rest.indexOf('\n');
   const meta = metaSchema.safeParse(parsed(rest.toString('utf8', 0, Math.max(0, second))));
   if (!meta.success) return 'it does not say what an entry says';
-  const { offer, result, answer } = meta.data;
-  if (result === null) return { offer, ended: null };
+  const { node, offer, result, answer } = meta.data;
+  if (result === null) return { entry: { offer, ended: null }, node };
   if (result.job !== offer.job || result.attempt !== offer.attempt) return 'its result is of another attempt';
-  if (answer === null) return { offer, ended: { result, answer: null } };
+  if (answer === null) return { entry: { offer, ended: { result, answer: null } }, node };
   const content = rest.subarray(second + 1);
   if (content.byteLength !== answer.head_bytes + answer.body_bytes) return 'its answer is not whole';
   const head = content.subarray(0, answer.head_bytes);
   const body = content.subarray(answer.head_bytes);
-  return { offer, ended: { result, answer: { head, body, complete: answer.complete } } };
+  return { entry: { offer, ended: { result, answer: { head, body, complete: answer.complete } } }, node };
 }
 
 /** Of the attempt's file. What a control plane calls a job is no path. */

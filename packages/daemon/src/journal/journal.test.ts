@@ -1,6 +1,8 @@
 import { chmod, mkdir, readdir, readFile, rm, stat, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { crc32 } from 'node:zlib';
 import { ManualClock } from '@flotilla/core/testing';
+import type { JournalHealth } from '@flotilla/protocol';
 import { beforeEach, describe, expect, onTestFinished, test } from 'vitest';
 import { folder } from '../testing/folder.ts';
 import { recordedLog } from '../testing/recorded-log.ts';
@@ -17,8 +19,8 @@ beforeEach(async () => {
   log = recordedLog();
 });
 
-function open(on_writable: (writable: boolean) => void = () => {}): Journal {
-  return new Journal({ dir, clock, log, on_writable });
+function open(on_health: (health: JournalHealth) => void = () => {}, node = 'node_own'): Journal {
+  return new Journal({ dir, node, clock, log, on_health });
 }
 
 const begun = (job: string): JournalEntry => ({
@@ -131,35 +133,69 @@ describe('the journal', () => {
     expect(log.lines).toHaveLength(6);
   });
 
+  test('puts aside what another node left here, of this fleet or another, says so, and delivers none of it', async () => {
+    const before = open(undefined, 'node_other');
+    before.keep(begun('job_a'));
+    before.keep(result('job_b'));
+    await before.close();
+    expect(open().entries()).toEqual([]);
+    expect((await readdir(dir)).toSorted()).toEqual(['job_a.1.foreign', 'job_b.1.foreign']);
+    expect(log.lines).toMatchObject([{ level: 'error' }, { level: 'error' }]);
+    expect(JSON.stringify(log.lines)).toContain('it is of node_other, and this node is node_own');
+    // And once only, whoever comes after.
+    expect(open(undefined, 'node_other').entries()).toEqual([]);
+    expect(log.lines).toHaveLength(2);
+  });
+
+  test('delivers what was written before entries said whose they are', async () => {
+    const journal = open();
+    journal.keep(result('job_a'));
+    await journal.close();
+    const [, meta, ...rest] = (await readFile(join(dir, 'job_a.1'))).toString('latin1').split('\n');
+    const text = [meta!.replace('"node":"node_own",', ''), ...rest].join('\n');
+    const bytes = Buffer.from(text, 'latin1');
+    await writeFile(join(dir, 'job_a.1'), [`flotilla-journal 1 ${bytes.length} ${crc32(bytes)}\n`, bytes]);
+    expect(open().entries()).toMatchObject([{ offer: { job: 'job_a' } }]);
+  });
+
   test('keeps what cannot be written until it can, and says both', async () => {
-    const told: boolean[] = [];
-    const journal = open((writable) => told.push(writable));
+    const told: JournalHealth[] = [];
+    const journal = open((health) => told.push(health));
     await rm(dir, { recursive: true });
     await writeFile(dir, 'a file where the directory should be');
     journal.keep(result('job_a'));
-    await until(() => expect(told).toEqual([false]));
+    await until(() => expect(told).toHaveLength(1));
+    expect(told[0]).toEqual({ health: 'down', reason: expect.stringContaining('move that away') as string });
+    // It may leave the machine.
+    expect(told[0]!.reason).not.toContain(dir);
     journal.keep(result('job_b'));
     expect(journal.entries().map(({ offer }) => offer.job)).toEqual(['job_a', 'job_b']);
     await rm(dir);
     await until(() => {
       clock.advance(1000);
-      expect(told).toEqual([false, true]);
+      expect(told.map(({ health }) => health)).toEqual(['down', 'healthy']);
     });
     await journal.close();
     expect((await readdir(dir)).toSorted()).toEqual(['job_a.1', 'job_b.1']);
   });
 
-  test('can be written again although nothing waits for it', async () => {
-    const told: boolean[] = [];
+  test('that cannot be written is looked at ever more seldom, a minute apart at most, and a healthy one never', async () => {
+    const told: JournalHealth[] = [];
     await writeFile(dir, 'a file where the directory should be');
-    const journal = open((writable) => told.push(writable));
+    const journal = open((health) => told.push(health));
     onTestFinished(() => journal.close());
-    expect(journal.writable).toBe(false);
+    expect(told).toMatchObject([{ health: 'down' }]);
+    for (let tries = 1; tries <= 9; tries++) {
+      await until(() => expect(clock.started).toHaveLength(tries));
+      clock.advance(60_000);
+    }
+    expect(clock.started).toEqual([1, 2, 4, 8, 16, 32, 60, 60, 60].map((seconds) => seconds * 1000));
     await rm(dir);
     await until(() => {
-      clock.advance(1000);
-      expect(told).toEqual([false, true]);
+      clock.advance(60_000);
+      expect(told.map(({ health }) => health)).toEqual(['down', 'healthy']);
     });
+    expect(clock.pending).toBe(0);
   });
 
   test('writes no file outside its directory, whatever a job is called', async () => {

@@ -1,9 +1,11 @@
-import { chmodSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync } from 'node:fs';
+import { chmodSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { mkdir, open, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock, Log, Timer } from '@flotilla/core';
+import type { JournalHealth } from '@flotilla/protocol';
 import type { JournalEntry } from '../threads.ts';
 import { decodeEntry, encodeEntry, entryName } from './entry.ts';
+import { faultText } from './fault.ts';
 
 /**
  * The node's journal: what this node has of detached work, on disk, so that a result outlives the process that has it.
@@ -17,21 +19,30 @@ import { decodeEntry, encodeEntry, entryName } from './entry.ts';
  * something was begun is not, since all it saves is the wait for a lease to end. Nobody waits for the disk: a result is
  * sent at once, and a process that dies in between has lost what it would have lost without a journal.
  *
- * What cannot be written is kept and tried again, and meanwhile the link thread takes on no more detached work. How much
- * there may be is its business as well: it holds the same results in memory (attempts.ts).
+ * What cannot be written is kept and tried again, and meanwhile the link thread takes on no more detached work:
+ *
+ *     healthy ──a write fails, at the start or later──▶ down ──a try, after 1, 2, 4 … 60 s, writes all of a group──▶ healthy
+ *
+ * A journal that is healthy is looked at by nobody. How much there may be is the link thread's business as well: it
+ * holds the same results in memory (attempts.ts).
  */
 export interface JournalOptions {
   dir: string;
+  /** Whose results these are: those of another node, of this fleet or another, are not delivered as its own. */
+  node: string;
   clock: Clock;
   log: Log;
-  /** Whether what it is given gets onto the disk; said when it changes. */
-  on_writable: (writable: boolean) => void;
+  /** Whether what it is given gets onto the disk, and what is in the way; said when it changes. */
+  on_health: (health: JournalHealth) => void;
 }
 
 const TEMPORARY = '.tmp';
 const UNREADABLE = '.unreadable';
+const FOREIGN = '.foreign';
 const GROUP_MOST = 64;
-const RETRY_MS = 1000;
+const RETRY_FIRST_MS = 1000;
+const RETRY_MOST_MS = 60_000;
+const TRY = `try${TEMPORARY}`;
 /** As much as takes a block of the disk. */
 const MARK = Buffer.alloc(4096);
 
@@ -41,8 +52,10 @@ export class Journal {
   readonly #wanted = new Map<string, JournalEntry | null>();
   readonly #on_disk = new Set<string>();
   #writing: Promise<void> | null = null;
-  #writable = true;
+  /** What is in the way; null: nothing. */
+  #fault: string | null = null;
   #retry: Timer | null = null;
+  #retry_ms = RETRY_FIRST_MS;
   #closed = false;
 
   constructor(options: JournalOptions) {
@@ -51,14 +64,14 @@ export class Journal {
       mkdirSync(options.dir, { recursive: true, mode: 0o700 });
       // A copy or a careless `chmod` may have opened it; answers are in there.
       chmodSync(options.dir, 0o700);
+      // Now, and not with the first job that it is given.
+      const path = join(options.dir, TRY);
+      writeFileSync(path, MARK, { mode: 0o600 });
+      rmSync(path);
     } catch (error) {
       this.#failed(error);
       this.#tryAgain();
     }
-  }
-
-  get writable(): boolean {
-    return this.#writable;
   }
 
   /** What an earlier process, or thread, of this node has left. Blocks: called before a link thread is there. */
@@ -104,9 +117,8 @@ export class Journal {
     const { dir } = this.#options;
     try {
       const names = readdirSync(dir);
-      for (const name of names)
-        if (name.endsWith(TEMPORARY)) rmSync(join(dir, name), { force: true, recursive: true });
-      return names.filter((name) => !name.endsWith(TEMPORARY) && !name.endsWith(UNREADABLE));
+      for (const name of names) if (name.endsWith(TEMPORARY)) this.#sweep(name);
+      return names.filter((name) => ![TEMPORARY, UNREADABLE, FOREIGN].some((end) => name.endsWith(end)));
     } catch (error) {
       this.#failed(error);
       this.#tryAgain();
@@ -114,23 +126,39 @@ export class Journal {
     }
   }
 
-  #read(name: string): JournalEntry | undefined {
-    const path = join(this.#options.dir, name);
-    let why: string;
+  /** What a crash has left half written. Where it has to stay, what is whole is delivered all the same. */
+  #sweep(name: string): void {
     try {
-      const entry = decodeEntry(readFileSync(path));
-      if (typeof entry !== 'string' && entryName(entry.offer) === name) {
+      rmSync(join(this.#options.dir, name), { force: true, recursive: true });
+    } catch (error) {
+      this.#failed(error);
+      this.#tryAgain();
+    }
+  }
+
+  #read(name: string): JournalEntry | undefined {
+    const { dir, node, log } = this.#options;
+    const path = join(dir, name);
+    let why: string;
+    let aside = UNREADABLE;
+    try {
+      const read = decodeEntry(readFileSync(path));
+      if (typeof read === 'string') why = read;
+      else if (entryName(read.entry.offer) !== name) why = 'it is of another attempt than its name says';
+      else if (read.node !== undefined && read.node !== node) {
+        why = `it is of ${read.node}, and this node is ${node}`;
+        aside = FOREIGN;
+      } else {
         this.#on_disk.add(name);
-        return entry;
+        return read.entry;
       }
-      why = typeof entry === 'string' ? entry : 'it is of another attempt than its name says';
-      renameSync(path, `${path}${UNREADABLE}`);
+      renameSync(path, `${path}${aside}`);
     } catch (error) {
       why = (error as Error).message;
     }
-    this.#options.log.error(
+    log.error(
       { path, why },
-      'An entry of the journal cannot be used. It was put aside, ending in .unreadable, and may be removed.',
+      `An entry of the journal cannot be used. It was put aside, ending in ${aside}, and may be removed.`,
     );
     return undefined;
   }
@@ -140,23 +168,31 @@ export class Journal {
     if (this.#retry !== null && !this.#closed) return;
     this.#writing ??= this.#writeAll().finally(() => {
       this.#writing = null;
-      if (!this.#writable) this.#tryAgain();
+      if (this.#fault !== null) this.#tryAgain();
       else if (this.#wanted.size > 0) this.#write();
     });
   }
 
   #tryAgain(): void {
-    if (this.#closed) return;
-    this.#retry ??= this.#options.clock.after(RETRY_MS, () => {
+    if (this.#closed || this.#retry !== null) return;
+    this.#retry = this.#options.clock.after(this.#retry_ms, () => {
       this.#retry = null;
       this.#write();
     });
+    this.#retry_ms = Math.min(2 * this.#retry_ms, RETRY_MOST_MS);
   }
 
   async #writeAll(): Promise<void> {
     do {
-      const group = [...this.#wanted].slice(0, GROUP_MOST);
-      for (const [name] of group) this.#wanted.delete(name);
+      // What is to be gone first: on a full disk that is what makes room.
+      const wanted = [...this.#wanted].sort(([, a], [, b]) => Number(a !== null) - Number(b !== null));
+      const gone = wanted.filter(([, entry]) => entry === null).length;
+      const group = wanted.slice(0, Math.max(GROUP_MOST, gone));
+      for (const [name, entry] of group) {
+        this.#wanted.delete(name);
+        // From here on: a `drop` while it is being written has to take it away again.
+        if (entry !== null) this.#on_disk.add(name);
+      }
       try {
         await this.#writeGroup(group);
         this.#succeeded();
@@ -170,58 +206,73 @@ export class Journal {
   }
 
   async #writeGroup(group: [string, JournalEntry | null][]): Promise<void> {
-    const { dir } = this.#options;
-    // All that was to be written may have been taken back since it failed.
-    if (!this.#writable) await tryDirectory(dir);
-    const results = group.map(async ([name, entry]) => {
-      const path = join(dir, name);
-      if (entry === null) {
-        await rm(path, { force: true });
+    const { dir, node } = this.#options;
+    await all(
+      group.map(async ([name, entry]) => {
+        if (entry !== null) return;
+        await rm(join(dir, name), { force: true });
         this.#on_disk.delete(name);
-        return;
-      }
-      // From here on: a `drop` while it is being written has to take it away again.
-      this.#on_disk.add(name);
-      await writeEntry(path, entry);
-    });
-    const failed = (await Promise.allSettled(results)).find((result) => result.status === 'rejected');
-    if (failed !== undefined) throw failed.reason;
+      }),
+    );
+    // All that was to be written may have been taken back since it failed.
+    if (this.#fault !== null) await tryDirectory(dir);
+    await all(
+      group.map(async ([name, entry]) => {
+        if (entry === null) return;
+        await writeEntry(join(dir, name), encodeEntry(entry, node), entry.ended !== null);
+      }),
+    );
     if (group.some(([, entry]) => entry !== null && entry.ended !== null)) await syncDirectory(dir);
   }
 
   #succeeded(): void {
-    if (this.#writable) return;
-    this.#writable = true;
+    if (this.#fault === null) return;
+    this.#fault = null;
+    this.#retry_ms = RETRY_FIRST_MS;
     this.#options.log.info({}, 'The journal can be written again; detached work is taken on.');
-    this.#options.on_writable(true);
+    this.#options.on_health({ health: 'healthy' });
   }
 
   #failed(error: unknown): void {
-    if (!this.#writable) return;
-    this.#writable = false;
-    this.#options.log.error(
-      { dir: this.#options.dir, reason: (error as Error).message },
-      'The journal cannot be written: no more detached work is taken on until it can. See that the disk has room and the directory is writable.',
+    const fault = faultText(error);
+    if (this.#fault === fault) return;
+    this.#fault = fault;
+    const { dir, log, on_health } = this.#options;
+    log.error(
+      { dir, reason: (error as Error).message },
+      `No more detached work is taken on until it can be written down: ${fault}. It is tried again by itself.`,
     );
-    this.#options.on_writable(false);
+    on_health({ health: 'down', reason: fault });
   }
 }
 
-async function writeEntry(path: string, entry: JournalEntry): Promise<void> {
+/** As `Promise.all`, but over only when each of them is. */
+async function all(parts: Promise<void>[]): Promise<void> {
+  const failed = (await Promise.allSettled(parts)).find((result) => result.status === 'rejected');
+  if (failed !== undefined) throw failed.reason;
+}
+
+async function writeEntry(path: string, parts: Uint8Array[], synced: boolean): Promise<void> {
   const temporary = `${path}${TEMPORARY}`;
   await rm(temporary, { force: true });
-  const file = await open(temporary, 'wx', 0o600);
   try {
-    for (const part of encodeEntry(entry)) await file.writeFile(part);
-    if (entry.ended !== null) await file.datasync();
-  } finally {
-    await file.close();
+    const file = await open(temporary, 'wx', 0o600);
+    try {
+      for (const part of parts) await file.writeFile(part);
+      if (synced) await file.datasync();
+    } finally {
+      await file.close();
+    }
+    await rename(temporary, path);
+  } catch (error) {
+    // Half of it helps nobody, and takes what room there is.
+    await rm(temporary, { force: true }).catch(() => undefined);
+    throw error;
   }
-  await rename(temporary, path);
 }
 
 async function tryDirectory(dir: string): Promise<void> {
-  const path = join(dir, `try${TEMPORARY}`);
+  const path = join(dir, TRY);
   await mkdir(dir, { recursive: true, mode: 0o700 });
   await writeFile(path, MARK, { mode: 0o600 });
   await rm(path, { force: true });

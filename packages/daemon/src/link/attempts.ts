@@ -7,7 +7,13 @@ import {
   type RelayDone,
   type Timer,
 } from '@flotilla/core';
-import { type InventoryItem, type NodeMessage, STORE_OWNER, type Verdict } from '@flotilla/protocol';
+import {
+  type InventoryItem,
+  type JournalHealth,
+  type NodeMessage,
+  STORE_OWNER,
+  type Verdict,
+} from '@flotilla/protocol';
 import type { AttemptLoad, FromLink, JournalEntry } from '../threads.ts';
 import { Attempt, type AttemptHost, type Offer } from './attempt.ts';
 import type { Backends } from './backends.ts';
@@ -33,6 +39,8 @@ export interface AttemptsTools {
   dropped: (attempt: Attempt) => void;
   /** Tells the main thread, which writes it. */
   journal: (message: Extract<FromLink, { type: 'journal_keep' | 'journal_drop' }>) => void;
+  /** `journal_health` is another one: the control plane is to know. */
+  journalTurned: () => void;
 }
 
 /**
@@ -67,7 +75,7 @@ export class Attempts {
   #results = 0;
   #result_bytes = 0;
   draining = false;
-  journal_writable = true;
+  #disk: JournalHealth = { health: 'healthy' };
 
   constructor(tools: AttemptsTools) {
     this.#tools = tools;
@@ -107,8 +115,26 @@ export class Attempts {
   }
 
   #countResult({ out }: Attempt, by: 1 | -1): void {
+    const was_full = this.#journalFull();
     this.#results += by;
     this.#result_bytes += by * out.length;
+    if (was_full !== this.#journalFull()) this.#tools.journalTurned();
+  }
+
+  /** Whether detached work is taken on. */
+  get journal_health(): JournalHealth {
+    if (this.#disk.health === 'down' || !this.#journalFull()) return this.#disk;
+    return {
+      health: 'down',
+      reason:
+        'its journal is full of results that the control plane has not acknowledged: it is free again when those are',
+    };
+  }
+
+  /** What the main thread says of the disk. */
+  noteDisk(health: JournalHealth): void {
+    this.#disk = health;
+    this.#tools.journalTurned();
   }
 
   get size(): number {
@@ -236,7 +262,7 @@ export class Attempts {
     if (offer.kind !== 'inference') return 'unsupported_kind';
     if (unknown_backend) return 'unknown_backend';
     if (offer.body_length > BODY_MAX_BYTES) return 'body_too_large';
-    if (offer.owner === STORE_OWNER && !this.journal_writable) return 'journal_unwritable';
+    if (offer.owner === STORE_OWNER && this.#disk.health === 'down') return 'journal_unwritable';
     if (offer.owner === STORE_OWNER && this.#journalFull()) return 'journal_full';
     return this.#inventory_bytes + itemBytes(offer) > INVENTORY_MAX_BYTES ? 'no_slot' : undefined;
   }

@@ -78,7 +78,7 @@ describe('the link thread', () => {
     await bench.control.until(() => dropped().length === 1);
   });
 
-  test('takes on no more detached work while its journal is full or cannot be written, and attached work goes on', async () => {
+  test('takes on no more detached work while its journal is full or cannot be written, says so at once, and attached work goes on', async () => {
     const [entry] = await leave('job_a');
     const journal = Array.from({ length: KEPT_RESULTS_MOST }, (_, at) => ({
       offer: { ...entry!.offer, job: `job_${at}` },
@@ -86,17 +86,27 @@ describe('the link thread', () => {
     }));
     const { control } = bench;
     control.verdicts = () => ({ verdict: 'wait' });
+    // No beat but those that something is to be said with.
+    control.heartbeat_ms = 60_000;
+    const told = () => control.all('node.heartbeat').at(-1)?.journal?.health;
     await bench.start(0, (data) => ({ ...data, journal }));
     await bench.up();
     control.offer('job_x', detached);
     expect((await control.message('job.rejected', 'job_x')).reason).toBe('journal_full');
+    expect(control.registrations[0]!.journal).toMatchObject({
+      health: 'down',
+      reason: expect.stringContaining('full'),
+    });
     control.send({ type: 'result.ack', job: 'job_0', attempt: 1, outcome: 'accepted' });
-    bench.link.hear({ type: 'journal_writable', writable: false });
+    await control.until(() => told() === 'healthy');
+    bench.link.hear({ type: 'journal_health', health: { health: 'down', reason: 'no room' } });
+    await control.until(() => told() === 'down');
     control.offer('job_y', detached);
     expect((await control.message('job.rejected', 'job_y')).reason).toBe('journal_unwritable');
     control.offer('job_z');
     await control.message('job.completed', 'job_z');
-    bench.link.hear({ type: 'journal_writable', writable: true });
+    bench.link.hear({ type: 'journal_health', health: { health: 'healthy' } });
+    await control.until(() => told() === 'healthy');
     control.offer('job_v', detached);
     await control.message('job.completed', 'job_v');
   });

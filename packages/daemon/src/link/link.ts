@@ -106,8 +106,9 @@ export class Link implements SessionHost {
       ended: (attempt, done) => this.#reports.ended(attempt, done),
       dropped: (attempt) => this.#reports.dropped(attempt),
       journal: post,
+      journalTurned: () => this.#session?.beatNow(),
     });
-    this.attempts.journal_writable = data.journal_writable;
+    this.attempts.noteDisk(data.journal_health);
     this.attempts.restore(data.journal);
     this.guard = new Guard(clock, lease_clock, {
       fence: () => this.#fence(),
@@ -154,8 +155,8 @@ export class Link implements SessionHost {
       case 'discovery':
         this.#session?.tell(message.message);
         return;
-      case 'journal_writable':
-        this.attempts.journal_writable = message.writable;
+      case 'journal_health':
+        this.attempts.noteDisk(message.health);
         return;
       case 'drain':
         this.#drain(message.deadline_ms, message.reason);

@@ -139,6 +139,7 @@ export class Session {
       descriptor_hash: data.descriptor_hash,
       inventory: attempts.inventory(),
       backends: data.health,
+      journal: attempts.journal_health,
     });
     const wait_ms = Math.max(data.connect_timeout_ms, t.socket_dead_ms);
     this.#patience = clock.after(wait_ms, () => this.#connection.drop('The registration was not answered.'));
@@ -296,6 +297,7 @@ export class Session {
       pools: slots.load(),
       leases_digest: attempts.digest,
       backends: data.health,
+      journal: attempts.journal_health,
       host: hostFacts(),
       progress_seq: Atomics.load(this.#progress, 0) >>> 0,
       draining,

@@ -1,3 +1,4 @@
+import type { JournalHealth } from '@flotilla/protocol';
 import type { BackendState } from '../backends/backend-set.ts';
 import type { AttemptLoad } from '../threads.ts';
 
@@ -35,6 +36,8 @@ export interface DaemonStatus {
   /** This daemon's own stopping. */
   drain: { reason: string; deadline_at: number } | null;
   ignored: { url: string; reason: string }[];
+  /** While it is `down` this node takes on no detached work; what clients wait for goes on. */
+  journal: JournalHealth;
 }
 
 export function initialLink(url: string): LinkStatus {

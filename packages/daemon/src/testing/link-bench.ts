@@ -37,7 +37,7 @@ export class LinkBench {
       progress: new SharedArrayBuffer(4),
       connect_timeout_ms: 2000,
       journal: [],
-      journal_writable: true,
+      journal_health: { health: 'healthy' },
     };
   }
 
