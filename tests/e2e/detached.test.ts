@@ -240,6 +240,21 @@ describe('a detached job', () => {
     ]);
   });
 
+  test('has the metadata that was sent, or is refused: nothing of it is rounded or left out in silence', async () => {
+    const refused = async (metadata: string) => {
+      const body = `{"model":"scripted","request":{"messages":[]},"metadata":${metadata}}`;
+      const single = (await call('POST', '/api/v1/jobs', { body })).json.error;
+      const { json } = await call('POST', '/api/v1/jobs/batch', { body: `{"jobs":[${body}]}` });
+      expect(json.data).toMatchObject([{ error: { param: single.param, message: single.message } }]);
+      return `${single.code} ${single.param}: ${single.message}`;
+    };
+    for (const number of ['9007199254740993', '-9007199254740993', '1e20'])
+      expect(await refused(`{"id":${number}}`)).toMatch(/^invalid_request metadata.id: .*send it as text/);
+    expect(await refused('{"__proto__":"x"}')).toMatch(/^invalid_request metadata.__proto__: /);
+    const metadata = { most: 2 ** 53 - 1, part: 0.5, text: '9007199254740993', yes: true, none: null };
+    expect((await show(await submit({ metadata }))).metadata).toEqual(metadata);
+  });
+
   test('asks for no stream, and for no model that nobody has', async () => {
     const streaming = JSON.stringify({ model: 'scripted', request: { ...request, stream: true } });
     expect((await call('POST', '/api/v1/jobs', { body: streaming })).json.error).toMatchObject({
@@ -288,6 +303,10 @@ describe('a batch', () => {
       { model: 'scripted', request, idempotency_key: 'b1' },
       { model: 'scripted', request: { messages: [] }, idempotency_key: 'b1' },
       { model: 'scripted' },
+      { model: 'scripted', request: { messages: [], note: 'a\0b' } },
+      { model: ['scripted'], request },
+      'no job at all',
+      { model: 'scripted', request, idempotency_key: 'b2' },
     ];
     const { data } = await world.plane.send<JobBatchVerdicts>('POST', '/api/v1/jobs/batch', { jobs }, own);
     expect(data).toMatchObject([
@@ -297,9 +316,13 @@ describe('a batch', () => {
       { existing: true },
       { error: { code: 'conflict' } },
       { error: { code: 'invalid_request', param: 'request' } },
+      { error: { code: 'invalid_request', param: 'request.note' } },
+      { error: { code: 'invalid_request', param: 'model' } },
+      { error: { code: 'invalid_request' } },
+      { state: 'queued', existing: false },
     ]);
-    const [first] = data;
-    expect((await ended((first as { id: string }).id)).state).toBe('succeeded');
+    for (const one of [data.at(0), data.at(-1)])
+      expect((await ended((one as { id: string }).id)).state).toBe('succeeded');
   });
 
   test('with one idempotency key for all of it is refused, and told where each job has its own', async () => {
@@ -406,11 +429,14 @@ describe('flotilla jobs', () => {
     const job = JSON.stringify({ model: 'scripted', request, metadata: { of: 'the night' } });
     await writeFile(
       file,
-      [line, job, '', 'no json', line, '{"model":"nobody-has-it","messages":[]}'].join('\n'),
+      [
+        ...[line, job, '', 'no json', line, '{"model":"nobody-has-it","messages":[]}'],
+        JSON.stringify({ model: 'scripted', messages: [], note: 'a\0b' }),
+      ].join('\n'),
     );
     const first = await flotilla(['submit', file, '--wait', '--json']);
     expect(first.code).toBe(1);
-    expect(first.stderr).toContain('3 accepted, 2 refused');
+    expect(first.stderr).toContain('3 accepted, 3 refused');
     const told = first.stdout
       .trim()
       .split('\n')
@@ -418,13 +444,14 @@ describe('flotilla jobs', () => {
     expect(told).toMatchObject([
       { line: 4, error: { code: 'invalid_request' } },
       { line: 6, error: { code: 'model_not_found' } },
+      { line: 7, error: { code: 'invalid_request', param: 'request.note' } },
       { line: 1, state: 'succeeded' },
       { line: 2, state: 'succeeded', metadata: { of: 'the night' } },
       { line: 5, state: 'succeeded' },
     ]);
     const again = await flotilla(['submit', file]);
-    expect(again.stderr).toContain('0 accepted, 3 submitted before, 2 refused');
-    expect(again.stdout.trim().split('\n')).toEqual(told.slice(2).map(({ id }) => id));
+    expect(again.stderr).toContain('0 accepted, 3 submitted before, 3 refused');
+    expect(again.stdout.trim().split('\n')).toEqual(told.slice(3).map(({ id }) => id));
   });
 
   test('watch shows each step, and its exit code tells the outcome', async () => {

@@ -1,7 +1,9 @@
-import { type KeyView, ROUTES, type Route, type RouteName } from '@flotilla/protocol';
+import { type JobBatchVerdicts, type KeyView, ROUTES, type Route, type RouteName } from '@flotilla/protocol';
 import { once } from 'node:events';
 import { connect } from 'node:net';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { systemRandom } from '../../packages/control/src/clock.ts';
+import { memoryLog } from '../../packages/control/src/testing/memory-log.ts';
 import { errorOf, openPlane, type TestPlane, type TestReply } from '../support/plane.ts';
 
 /** What the HTTP surface does with what it is sent, good and bad, on a real socket and a real store. */
@@ -9,11 +11,20 @@ const BODY_LIMIT_BYTES = 64 * 1024;
 let plane: TestPlane;
 let admin: string;
 
+const log = memoryLog();
+/** Of what is drawn from here on, the draws before the one that fails; none: all is well. */
+let draws_left = Infinity;
+
 beforeAll(async () => {
-  plane = await openPlane({
+  const bytes = (length: number) => {
+    if (draws_left-- === 0) throw new Error('nothing to draw from');
+    return systemRandom.bytes(length);
+  };
+  const settings = {
     FLOTILLA_BODY_LIMIT_BYTES: String(BODY_LIMIT_BYTES),
     FLOTILLA_PUBLIC_URL: 'https://fleet.example',
-  });
+  };
+  plane = await openPlane(settings, log, { ...systemRandom, bytes });
   admin = plane.admin_key;
 });
 afterAll(() => plane.close());
@@ -119,6 +130,24 @@ describe('malformed input', () => {
       '404 model_not_found model',
     );
   });
+});
+
+test('a fault of ours at one job of a batch is told of that one, and logged; its neighbours are accepted', async () => {
+  const targets = [{ model: 'not-there-yet' }];
+  await plane.call('POST', '/api/v1/routes', { key: admin, body: { name: 'later', targets } });
+  const jobs = Array.from({ length: 3 }, () => ({ model: 'later', request: { messages: [] } }));
+  draws_left = 1; // each job draws an id
+  const headers = { 'x-request-id': 'of-a-batch' };
+  const reply = await plane.call('POST', '/api/v1/jobs/batch', { key: admin, body: { jobs }, headers });
+  expect(as<JobBatchVerdicts>(reply).data).toMatchObject([
+    { state: 'queued' },
+    { error: { code: 'internal', message: expect.stringContaining('request id') } },
+    { state: 'queued' },
+  ]);
+  const logged = log.lines.filter(({ fields }) => fields['request_id'] === 'of-a-batch');
+  expect(logged).toMatchObject([
+    { level: 'error', fields: { error: expect.objectContaining({ message: 'nothing to draw from' }) } },
+  ]);
 });
 
 describe('a path', () => {

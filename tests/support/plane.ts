@@ -1,6 +1,7 @@
-import type { Log } from '@flotilla/core';
+import type { Log, Random } from '@flotilla/core';
 import type { ErrorBody } from '@flotilla/protocol';
 import { expect } from 'vitest';
+import { systemRandom } from '../../packages/control/src/clock.ts';
 import { type Environment, readControlConfig } from '../../packages/control/src/config.ts';
 import { type RunningControl, runControl } from '../../packages/control/src/main.ts';
 import { type StoreOptions } from '../../packages/control/src/store/open.ts';
@@ -34,7 +35,11 @@ export interface TestReply {
 
 const ADMIN_KEY = `flk_test-${'x'.repeat(40)}`;
 
-export async function openPlane(env: Environment = {}, log: Log = quiet): Promise<TestPlane> {
+export async function openPlane(
+  env: Environment = {},
+  log: Log = quiet,
+  random: Random = systemRandom,
+): Promise<TestPlane> {
   const place = testServer === undefined ? await embeddedPlace() : await postgresPlace(testServer);
   let control = await start(env);
   return {
@@ -61,7 +66,7 @@ export async function openPlane(env: Environment = {}, log: Log = quiet): Promis
       ...storeSettings(place.options),
       ...settings,
     });
-    return runControl(config, { log });
+    return runControl(config, { log, random });
   }
 }
 

@@ -383,6 +383,13 @@ export const jobView = z
   .meta({ id: 'Job' });
 export type JobView = z.infer<typeof jobView>;
 const DAY_MS = 86_400_000;
+/** What a number does not hold was rounded when it was read: kept so, it would be another one than was sent. */
+const metadataValue = z
+  .union([z.string().max(1024), z.number(), z.boolean(), z.null()])
+  .refine(
+    (value) => typeof value !== 'number' || !Number.isInteger(value) || Number.isSafeInteger(value),
+    'a whole number beyond 2^53 would be rounded: send it as text',
+  );
 const jobFields = {
   kind: z.literal('inference').default('inference'),
   model: modelIdSchema,
@@ -415,7 +422,7 @@ const jobFields = {
     .optional()
     .describe('How long request and result are kept after its end.'),
   metadata: z
-    .record(z.string().max(64), z.union([z.string().max(1024), z.number(), z.boolean(), z.null()]))
+    .record(z.string().max(64), metadataValue)
     .refine((fields) => Object.keys(fields).length <= 32, 'at most 32 fields')
     .default({}),
 };

@@ -4,7 +4,7 @@ import { FlotillaError, idempotencyKeySchema, jobBatch, jobCreate, jobInBatch } 
 import type { z } from 'zod';
 import type { Principal } from '../accounts/principal.ts';
 import { readInferenceRequest } from '../gateway/inference-request.ts';
-import { read } from '../http/routing.ts';
+import { read, readShape } from '../http/routing.ts';
 import type { Submission } from './detached.ts';
 
 /**
@@ -34,27 +34,37 @@ export function readSubmission(
   body: Uint8Array,
   idempotency_key: string | undefined,
 ): Submission {
-  const envelope = read(jobCreate, parse(body), 'body') as Envelope;
+  const envelope = readEnvelope(jobCreate, parse(body));
   const key = idempotency_key === undefined ? undefined : readKey(idempotency_key);
   return submission(rules, asked, { ...envelope, idempotency_key: key }, body);
 }
 
-/** One for each element: what was asked, or why it cannot be. */
-export function readBatch(
-  rules: SubmissionRules,
-  asked: Asked,
-  body: Uint8Array,
-): (Submission | FlotillaError)[] {
-  const { jobs } = read(jobBatch, parse(body), 'body') as z.output<typeof jobBatch>;
+/**
+ * One for each element: gives what was asked, or throws why it cannot be, which concerns no other.
+ * @throws FlotillaError `invalid_request` where the whole is no batch
+ */
+export function readBatch(rules: SubmissionRules, asked: Asked, body: Uint8Array): (() => Submission)[] {
+  const batch = parse(body);
+  refuseProto(batch, '');
+  const { jobs } = readShape(jobBatch, batch, 'body') as z.output<typeof jobBatch>;
   const list = cut(body, topLevelMember(body, 'jobs'));
-  return arrayElements(list).map((range, place) => {
-    try {
-      return submission(rules, asked, read(jobInBatch, jobs[place], 'body') as Envelope, cut(list, range));
-    } catch (error) {
-      if (error instanceof FlotillaError) return error;
-      throw error;
-    }
-  });
+  return arrayElements(list).map(
+    (range, place) => () => submission(rules, asked, readEnvelope(jobInBatch, jobs[place]), cut(list, range)),
+  );
+}
+
+function readEnvelope(schema: typeof jobCreate | typeof jobInBatch, value: unknown): Envelope {
+  refuseProto(value, '');
+  const envelope = read(schema, value, 'body') as Envelope;
+  // Its own record has lost such a field by now.
+  refuseProto((value as { metadata?: unknown }).metadata, 'metadata.');
+  return envelope;
+}
+
+/** Schemas pass over a field of this name in silence. In the request itself it is the backend's matter. */
+function refuseProto(value: unknown, path: string): void {
+  if (typeof value !== 'object' || value === null || !Object.hasOwn(value, '__proto__')) return;
+  throw new FlotillaError('invalid_request', 'No field is called __proto__.', { param: `${path}__proto__` });
 }
 
 function submission(rules: SubmissionRules, asked: Asked, envelope: Envelope, body: Uint8Array): Submission {

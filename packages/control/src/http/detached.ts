@@ -1,4 +1,4 @@
-import type { Acceptance } from '@flotilla/core';
+import type { Acceptance, Log } from '@flotilla/core';
 import {
   type ErrorDetails,
   FlotillaError,
@@ -14,7 +14,7 @@ import type { Detached, Submission } from '../detached/detached.ts';
 import { type SubmissionRules, readBatch, readSubmission } from '../detached/submissions.ts';
 import { LOOK_EVERY_MS, type News } from '../detached/watchers.ts';
 import { traceparentOf } from '../telemetry/traces.ts';
-import { errorAnswer } from './errors.ts';
+import { asFlotillaError, errorAnswer } from './errors.ts';
 import type { Handlers } from './routing.ts';
 
 type DetachedRoutes = 'createJob' | 'createJobs' | 'jobEvents';
@@ -22,6 +22,7 @@ type DetachedRoutes = 'createJob' | 'createJobs' | 'jobEvents';
 export interface DetachedRouteDeps {
   detached: Detached;
   rules: SubmissionRules;
+  log: Log;
   limits: Pick<Limits, 'admit'>;
   /** The job, as far as this key may see it. @throws FlotillaError `not_found` */
   find(id: string, principal: Principal): Promise<JobView>;
@@ -39,7 +40,7 @@ const QUIET = ': \n\n';
 const UNREAD_MOST_BYTES = 256 * 1024;
 
 export function detachedRoutes(deps: DetachedRouteDeps): Pick<Handlers, DetachedRoutes> {
-  const { detached, rules } = deps;
+  const { detached, rules, log } = deps;
   return {
     async createJob({ request, principal }) {
       deps.refuseWhenUnable();
@@ -68,12 +69,16 @@ export function detachedRoutes(deps: DetachedRouteDeps): Pick<Handlers, Detached
         body,
       );
       const data = await Promise.all(
-        asked.map(async (one) => {
-          if (one instanceof FlotillaError) return refusal(one);
-          return accept(one).catch((error: unknown) => {
-            if (error instanceof FlotillaError) return refusal(error);
-            throw error;
-          });
+        asked.map(async (read) => {
+          try {
+            return await accept(read());
+          } catch (error) {
+            // Others of the batch may be committed: whatever is wrong with one is told of that one.
+            if (!(error instanceof FlotillaError)) {
+              log.error({ request_id: request.id, error }, 'A job of a batch met a fault of ours.');
+            }
+            return refusal(asFlotillaError(error));
+          }
         }),
       );
       return { data };

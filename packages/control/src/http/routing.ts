@@ -164,10 +164,9 @@ const decoder = new TextDecoder('utf-8', { fatal: true });
 
 /** What the schema makes of it. @throws FlotillaError `invalid_request` that names the first field at fault */
 export function read(schema: z.ZodType, value: unknown, place: 'path' | 'query' | 'body'): unknown {
-  const parsed = schema.safeParse(value);
-  if (!parsed.success) throw invalid(parsed.error, value, place);
-  const unsound = unsoundText(parsed.data);
-  if (unsound === undefined) return parsed.data;
+  const data = readShape(schema, value, place);
+  const unsound = unsoundText(data);
+  if (unsound === undefined) return data;
   throw new FlotillaError(
     'invalid_request',
     `'${unsound}' has characters that cannot be stored (NUL, half a surrogate).`,
@@ -175,6 +174,13 @@ export function read(schema: z.ZodType, value: unknown, place: 'path' | 'query' 
       param: unsound,
     },
   );
+}
+
+/** Without a look at its texts: for what has parts that are read, and may be refused, each by itself. */
+export function readShape(schema: z.ZodType, value: unknown, place: 'path' | 'query' | 'body'): unknown {
+  const parsed = schema.safeParse(value);
+  if (parsed.success) return parsed.data;
+  throw invalid(parsed.error, value, place);
 }
 
 /** Where there is text that no store takes. Looked for once, here, so that nobody behind this needs to. */

@@ -261,6 +261,7 @@ function handlers(deps: HttpDeps, refuse: ReturnType<typeof authentication>['ref
     ...jobRoutes(jobs),
     ...detachedRoutes({
       detached: deps.detached,
+      log: deps.log,
       limits: deps.limits,
       find: async (id, principal) => shown(await findJob(jobs, id, principal), principal),
       rules: {
