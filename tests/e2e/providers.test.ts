@@ -446,6 +446,62 @@ describe('a provider', () => {
     expect(reply.headers.has('openai-organization')).toBe(false);
   });
 
+  test('that repeats our key has it masked, in whatever it says, however its pieces are cut', async () => {
+    const JSON_HEAD = { 'content-type': 'application/json', 'openai-note': `for ${API_KEY}` };
+    const said = (key: string) => `{"error":{"message":"Incorrect API key provided: ${key}. ${key}"}}`;
+    let status = 400;
+    const up = await provider(async (request, response) => {
+      const streams = status === 200 && request.body.includes('"stream":true');
+      response.writeHead(status, streams ? { ...JSON_HEAD, ...SSE } : JSON_HEAD);
+      const whole = streams ? `${chatChunk('Hel')}data: ${said(API_KEY)}\n\n` : said(API_KEY);
+      const half = whole.indexOf(API_KEY) + 7;
+      response.write(whole.slice(0, half));
+      await until('the first half has left', () => response.writableLength === 0);
+      await new Promise((next) => setImmediate(next));
+      response.end(whole.slice(half));
+    });
+    const name = unique('public');
+    await route(name, [{ provider: up.id, model: 'gpt-x' }]);
+    for (const stream of [false, true]) {
+      for (status of [400, 402, 422]) {
+        const reply = await world.plane.chat({ model: name, stream });
+        expect([reply.status, await reply.text()]).toEqual([status, said('***')]);
+        expect(reply.headers.get('openai-note')).toBe('for ***');
+      }
+    }
+    status = 400;
+    const body = { model: name, request: { messages: [] } };
+    const { id } = await world.plane.send<{ id: string }>('POST', '/api/v1/jobs', body);
+    const job = await until('the detached job has ended', async () => {
+      const view = await world.plane.get<JobView>(`/api/v1/jobs/${id}`);
+      return view.finished_at !== null && view;
+    });
+    expect(job.result).toEqual(JSON.parse(said('***')));
+    status = 200;
+    const served = await world.plane.chat({ model: name, stream: true });
+    expect(await served.text()).toContain(said('***'));
+    status = 403;
+    for (const stream of [false, true]) {
+      // Asked for its models it is taken for well enough to be tried again.
+      await world.plane.send('POST', `/api/v1/providers/${up.id}/probe`);
+      const refused = await world.plane.chat({ model: name, stream });
+      expect([refused.status, await refused.text()]).toEqual([
+        502,
+        expect.not.stringContaining('Incorrect API key'),
+      ]);
+    }
+    expect(world.plane.output()).not.toContain(API_KEY);
+  });
+
+  test('with a word for a key may use that word where it serves, not where it refuses', async () => {
+    const up = await provider(says('ask ollama'), { api_key: 'ollama' });
+    const name = unique('public');
+    await route(name, [{ provider: up.id, model: 'gpt-x' }]);
+    expect(await text(await world.plane.chat({ model: name }))).toBe('ask ollama');
+    up.upstream.answer = (_request, response) => void response.writeHead(400).end('no key ollama');
+    expect(await (await world.plane.chat({ model: name })).text()).toBe('no key ***');
+  });
+
   test('is probed: one that is gone is down, and back when it answers again', async () => {
     const up = await provider(says('from upstream'));
     const name = unique('public');

@@ -12,6 +12,8 @@ export interface RelayBackend {
   readonly prefix: string;
   /** Name and value in turn. */
   readonly headers: readonly string[];
+  /** What it is asked with: never in what is passed on of its answers. */
+  readonly secret: string | undefined;
   readonly idle_timeout_ms: number | undefined;
   /** It answered 400 or 422 to `stream_options.include_usage` and served without: it is not asked for it again. */
   refuses_usage: boolean;
@@ -20,6 +22,7 @@ export interface RelayBackend {
 interface RelayAddress {
   /** With its path prefix: `http://127.0.0.1:11434/v1`. */
   base_url: string;
+  /** Its credential, if it wants one, and nothing else: as the header that it is sent in. */
   headers: Record<string, string>;
   idle_timeout_ms?: number | undefined;
 }
@@ -40,6 +43,7 @@ export function relayBackend(address: RelayAddress, user_agent: string): RelayBa
       user_agent,
       ...own,
     ],
+    secret: own[1]?.replace(/^Bearer /, '') || undefined,
     idle_timeout_ms: address.idle_timeout_ms,
     refuses_usage: false,
   };

@@ -14,6 +14,7 @@ import {
 import { type RelayBackend, pathOf } from './backend.ts';
 import { BodyUsage } from './body-usage.ts';
 import type { Deadlines, Expiring } from './deadlines.ts';
+import { MASK, type SecretMask, newSecretMask } from './secret-mask.ts';
 import { withUsageAsked } from './usage-request.ts';
 
 /**
@@ -57,6 +58,12 @@ export interface RelayTools {
 }
 
 const TRACEPARENT = /^[\da-f]{2}-[\da-f]{32}-[\da-f]{16}-[\da-f]{2}(?:-[\x21-\x7e]*)?$/;
+/**
+ * An answer that is none may repeat the key that it was asked with ("Incorrect API key provided: …"), so it is masked
+ * there whatever it is. In a served answer a key so short is likely a word that was put where one had to be (`ollama`,
+ * `EMPTY`): the answer may well have that word.
+ */
+const SERVED_SECRET_MIN_LENGTH = 20;
 /** A backend that has said `[DONE]` gets this long to end its answer, and so to keep its connection. */
 const AFTER_DONE_MS = 1000;
 /** Of what it says after that, this much goes on: nobody reads it, so nobody would make room for more. */
@@ -77,6 +84,7 @@ export class Relay implements Expiring {
   #status: number | null = null;
   #scan: SseScan | null = null;
   #body_usage: BodyUsage | null = null;
+  #mask: SecretMask | null = null;
   #first_byte_at: number | null = null;
   #last_byte_at = 0;
   #done_at: number | null = null;
@@ -189,7 +197,11 @@ export class Relay implements Expiring {
     // Served without the field and not with it: the field it was.
     if (ok && this.#usage_refused) this.#task.backend.refuses_usage = true;
     this.#status = status;
+    const { secret } = this.#task.backend;
+    const hides = secret !== undefined && (!ok || secret.length >= SERVED_SECRET_MIN_LENGTH);
+    if (hides) this.#mask = newSecretMask(secret);
     const passed = passedHeaders(headers);
+    if (hides) for (const name in passed) passed[name] = passed[name]!.replaceAll(secret, MASK);
     if (ok && passed['content-type']?.toLowerCase().startsWith('text/event-stream') === true) {
       this.#scan = new SseScan({ drop_usage_event: this.#usage_added, check_json: true });
     } else if (ok) this.#body_usage = new BodyUsage();
@@ -202,11 +214,7 @@ export class Relay implements Expiring {
       this.#first_byte_at = this.#last_byte_at;
       this.#tools.deadlines.watch(this);
     }
-    let room = true;
-    if (this.#scan === null) {
-      this.#body_usage?.push(chunk);
-      room = this.#out.push(chunk);
-    } else room = this.#pass(this.#scan, chunk);
+    const room = this.#take(this.#mask === null ? chunk : this.#mask.push(chunk));
     if (!room && !this.#over) {
       this.#paused = true;
       this.#call?.controller?.pause();
@@ -214,6 +222,12 @@ export class Relay implements Expiring {
   }
 
   /** @returns whether there is room for more */
+  #take(bytes: Buffer): boolean {
+    if (this.#scan !== null) return this.#pass(this.#scan, bytes);
+    this.#body_usage?.push(bytes);
+    return this.#out.push(bytes);
+  }
+
   #pass(scan: SseScan, chunk: Buffer): boolean {
     if (scan.done_offset !== undefined && scan.bytes - scan.done_offset > AFTER_DONE_BYTES) return true;
     const pieces = scan.push(chunk);
@@ -232,6 +246,9 @@ export class Relay implements Expiring {
   }
 
   ended(): void {
+    if (this.#mask !== null) this.#take(this.#mask.rest());
+    // What waited may have been what is wrong with it.
+    if (this.#over) return;
     if (this.#scan !== null) {
       for (const piece of this.#scan.finish()) this.#out.push(piece);
       const { done, finished, error, unsound } = this.#scan;
