@@ -4,6 +4,7 @@ import type { ErrorBody, JobView } from '@flotilla/protocol';
 import { Flotilla } from '@flotilla/sdk';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { chatAnswer, chatChunk, DONE, type ScriptedBackend, SSE } from '../support/scripted-backend.ts';
+import { enrolRawNode, rawRegistration } from '../support/raw-node.ts';
 import { testServer } from '../support/store.ts';
 import { until } from '../support/until.ts';
 import { type TestNode, type World, openWorld } from '../support/world.ts';
@@ -125,6 +126,29 @@ describe.skipIf(testServer === undefined)(
       await until('it has failed for a second', () => performance.now() - cut_ms > 2500);
       expect(await told(await ask())).toBe('503 unavailable');
       expect(quick.requests).toHaveLength(seen);
+    });
+
+    it('a node that wants to come in is told to try again, and the log says which one, and what the store said', async () => {
+      const late = await enrolRawNode(world, 'late');
+      world.store_link!.cut();
+      const link = await late.dial();
+      link.send(rawRegistration('late'));
+      expect((await link.closed).code).toBe(1013);
+      expect(link.heard).toMatchObject([{ type: 'error', code: 'unavailable' }]);
+      const headers = { authorization: `Bearer ${late.credential}`, 'content-type': 'application/json' };
+      const body = JSON.stringify({ boot_id: 'boot-plain', slots: 1, models: [{ id: 'late' }] });
+      const url = `${world.plane.url}/node/v1/register`;
+      expect(await told(await fetch(url, { method: 'POST', headers, body }))).toBe('503 unavailable');
+      const refusals = await until('both are logged', () => {
+        const lines = world.plane.output().split('\n');
+        const found = lines.filter((line) => line.includes(late.id) && line.includes('refused'));
+        return found.length === 2 && found.map((line) => JSON.parse(line) as object);
+      });
+      for (const line of refusals)
+        expect(line).toMatchObject({
+          node: late.id,
+          error: { cause: { message: expect.stringMatching(/\S/) } },
+        });
     });
 
     it('who listens to a detached job is told, hears of it again once the store is back, and misses nothing', async () => {

@@ -374,7 +374,8 @@ export function createFleet(deps: FleetDeps): Fleet {
     if (registration === undefined) return;
     try {
       accept(found, registration);
-    } catch {
+    } catch (error) {
+      log.warn({ node: found.node.id, error }, 'A node was admitted, and could not be taken up.');
       ws.terminate();
     }
   }

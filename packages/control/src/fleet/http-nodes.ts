@@ -62,8 +62,9 @@ export function createHttpNodes(deps: HttpNodesDeps): HttpNodes {
     const admitted = await admit(deps, node, message, {}, gone);
     if (admitted === undefined) throw new FlotillaError('cancelled', 'The call was broken off.');
     if ('code' in admitted) {
-      log.warn({ node: node.id, code: admitted.code }, `node session refused: ${admitted.message}`);
-      throw new FlotillaError(admitted.code, admitted.message);
+      const { code, message: said_to_it, cause: error } = admitted;
+      log.warn({ node: node.id, code, error }, `node session refused: ${said_to_it}`);
+      throw new FlotillaError(code, said_to_it);
     }
     const { epoch } = admitted;
     let opened: HttpSession;

@@ -42,6 +42,8 @@ interface Refused {
   close: number;
   code: ErrorCode;
   message: string;
+  /** What kept it out, for the log: the node is told no more than the message. */
+  cause?: unknown;
 }
 
 const REGISTER_WITHIN_MS = 10_000;
@@ -56,8 +58,8 @@ export async function takeRegistration(
   socket: Duplex,
 ): Promise<Registration | undefined> {
   const { clock, log, replica, heartbeat_ms } = deps;
-  const refuse = ({ close, code, message }: Refused): undefined => {
-    log.warn({ node: node.id, code }, `node link refused: ${message}`);
+  const refuse = ({ close, code, message, cause }: Refused): undefined => {
+    log.warn({ node: node.id, code, error: cause }, `node link refused: ${message}`);
     refuseLink(ws, clock, close, { code, message });
   };
   const misbehaved = (message: string) =>
@@ -109,8 +111,12 @@ export async function admit(
     );
   }
   latest.set(node, caller);
-  const epoch = await epochs.take(node.id).catch(() => null);
-  if (epoch === null) return refused(CLOSE.tryLater, 'unavailable', 'The store does not answer; try again.');
+  let epoch: number | undefined;
+  try {
+    epoch = await epochs.take(node.id);
+  } catch (cause) {
+    return { ...refused(CLOSE.tryLater, 'unavailable', 'The store does not answer; try again.'), cause };
+  }
   if (epoch === undefined) return refused(CLOSE.revoked, 'revoked', 'This node has been deleted.');
   if (gone()) return undefined;
   if (latest.get(node) !== caller) {
