@@ -16,6 +16,7 @@ import {
   chatAnswer,
   chatChunk,
 } from '../support/scripted-backend.ts';
+import { openPlane } from '../support/plane.ts';
 import { until } from '../support/until.ts';
 import { type TestNode, type World, openWorld } from '../support/world.ts';
 
@@ -270,6 +271,75 @@ describe('a detached job on a route', () => {
     await until('the upstream is free', () => upstream.upstream.in_flight === 0);
     const cancelled = await world.plane.get<JobView>(`/api/v1/jobs/${id}`);
     expect(cancelled.attempts).toMatchObject([{ provider: upstream.id, node: null, outcome: 'cancelled' }]);
+  });
+});
+
+describe('a provider that leads back', () => {
+  const here = () => `${world.plane.url}/v1`;
+  const add = (base_url: string, more: Record<string, unknown> = {}) =>
+    world.plane.send<ProviderView>('POST', '/api/v1/providers', {
+      name: unique('loop'),
+      base_url,
+      api_key: world.plane.admin_key,
+      ...more,
+    });
+  const refusal = async (reply: Response) => {
+    const { error } = (await reply.json()) as { error: { code: string; message: string } };
+    return `${reply.status} ${error.code}: ${error.message}`;
+  };
+
+  test('to this control plane is known by its probe, refused at once by its name, and passed by where somebody is behind it', async () => {
+    const loop = await add(here());
+    const probed = await world.plane.send<ProviderView>('POST', `/api/v1/providers/${loop.id}/probe`);
+    const reason = expect.stringContaining('leads back to this control plane');
+    expect(probed).toMatchObject({ health: 'degraded', reason, alarms: [reason] });
+    const [alone, backed] = [unique('public'), unique('public')];
+    for (const probe of ['models', 'none']) {
+      const again = await add(here(), { probe });
+      await route(`${alone}-${probe}`, [{ provider: again.id, model: `${alone}-${probe}` }]);
+      const reply = await world.plane.chat({ model: `${alone}-${probe}`, stream: probe === 'none' });
+      expect(reply.headers.get('x-should-retry')).toBe('false');
+      expect(await refusal(reply)).toMatch(
+        new RegExp(`^508 loop_detected: The provider ${again.name} leads back`),
+      );
+      expect(await usageOf(`${alone}-${probe}`)).toMatchObject([
+        { outcome: 'loop_detected', status: 508, attempts: 1, provider: again.id },
+      ]);
+    }
+    await route(backed, [{ provider: loop.id, model: backed }, { model: 'scripted' }]);
+    const reply = await world.plane.chat({ model: backed });
+    expect([await text(reply), reply.headers.get('x-flotilla-attempts')]).toEqual(['from the node', '2']);
+  });
+
+  test('over another fleet is refused when it comes round; the other is no worse for it, and is told of nobody on the way', async () => {
+    const plane = await openPlane({ FLOTILLA_SECRET_KEY: SECRET_KEY });
+    try {
+      const call = (path: string, body: unknown) => plane.call('POST', path, { key: plane.admin_key, body });
+      const upstream = await world.backend(says('from far above'), ['gpt-x']);
+      await call('/api/v1/providers', { name: 'first', base_url: here(), api_key: world.plane.admin_key });
+      await call('/api/v1/providers', { name: 'far', base_url: upstream.url });
+      const other = await add(`${plane.control.url}/v1`, { api_key: plane.admin_key });
+      const [round, backed] = [unique('public'), unique('public')];
+      for (const name of [round, backed]) {
+        await call('/api/v1/routes', { name, targets: [{ provider: 'first', model: name }] });
+        const last = name === backed ? [{ model: 'scripted' }] : [];
+        await route(name, [{ provider: other.id, model: name }, ...last]);
+      }
+      expect(await refusal(await world.plane.chat({ model: round }))).toMatch(
+        new RegExp(`^508 loop_detected: The provider ${other.name} leads back`),
+      );
+      expect(await text(await world.plane.chat({ model: backed }))).toBe('from the node');
+      expect(await shown(other.id)).toMatchObject({ health: 'healthy', alarms: [] });
+
+      await call('/api/v1/routes', { name: 'onwards', targets: [{ provider: 'far', model: 'gpt-x' }] });
+      const onwards = unique('public');
+      await route(onwards, [{ provider: other.id, model: 'onwards' }]);
+      const reply = await world.plane.chat({ model: onwards }, { headers: { via: '1.1 proxy.internal' } });
+      expect(await text(reply)).toBe('from far above');
+      expect(upstream.requests[0]!.headers.via).toMatch(/^1\.1 flotilla-\w+, 1\.1 flotilla-\w+$/);
+    } finally {
+      await plane.close();
+    }
   });
 });
 

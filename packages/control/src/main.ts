@@ -7,6 +7,7 @@ import {
   type Settlement,
   type Store,
   periodStarts,
+  pseudonymOf,
   servedElsewhereInOrder,
   timings,
 } from '@flotilla/core';
@@ -297,6 +298,7 @@ async function assembleServing(deps: ServingDeps, undo: Undo) {
     connect_timeout_ms: config.connect_timeout_ms,
     proxies: config,
     user_agent: 'flotilla',
+    pseudonym: pseudonymOf(replica),
     keyOf: (record) => keyOfProvider(deps.sealer, record),
     elsewhere: ({ job, node }) =>
       servedElsewhereInOrder(job.placement, routes.tiers(job.request.model), node.id),

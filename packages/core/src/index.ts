@@ -33,6 +33,7 @@ export { judgeAnswer } from './relay/backend-answer.ts';
 export * from './relay/backend.ts';
 export * from './relay/deadlines.ts';
 export * from './relay/relay.ts';
+export * from './via.ts';
 export * from './leases-digest.ts';
 export * from './reconnect.ts';
 export * from './nearest.ts';

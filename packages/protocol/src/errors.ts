@@ -152,6 +152,13 @@ export const ERRORS = {
     'Every allowed attempt failed; `attempts` tells each story.',
     'Read the stories, also in `flotilla jobs show`; the nodes named there need a look.',
   ),
+  loop_detected: entry(
+    508,
+    'server_error',
+    false,
+    'A provider leads back to a control plane that the request has come through already.',
+    'Change the address of the provider that the message names, or the route: `flotilla providers`.',
+  ),
   origin_lost: entry(
     502,
     'server_error',

@@ -34,6 +34,7 @@ export const RETRYABLE: Readonly<Record<ErrorCode | ClientErrorCode, boolean>> =
   internal: true,
   backend_error: true,
   attempts_exhausted: true,
+  loop_detected: false,
   origin_lost: false,
   no_capacity: true,
   node_lost: true,

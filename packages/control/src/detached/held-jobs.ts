@@ -177,6 +177,8 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
         session: null,
         affinity: null,
         priority: claimed.priority,
+        // Who submits a job is never a control plane that asks its provider.
+        via: [],
         traceparent: claimed.traceparent,
       },
       sink: new Collector({

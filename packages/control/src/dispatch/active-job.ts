@@ -28,6 +28,8 @@ export interface JobRequest {
   readonly session: string | null;
   readonly affinity: string | null;
   readonly priority: number;
+  /** Control planes that it came through before this one, by their names in `Via`. */
+  readonly via: readonly string[];
   /** The client's trace, which goes on at the backend; null: it sent none. */
   readonly traceparent: string | null;
 }

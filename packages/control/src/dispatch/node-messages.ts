@@ -21,6 +21,8 @@ export type AttemptMessage = NodeMessageOf<
 
 /** What a node may answer a client with: of who may ask and what is there, it decides nothing. */
 const NODE_CODES: readonly ErrorCode[] = ['invalid_request', 'backend_error', 'run_timeout'];
+/** A provider is asked from here: that it leads back here is this control plane's own word. */
+const PROVIDER_CODES: readonly ErrorCode[] = [...NODE_CODES, 'loop_detected'];
 /** What a node would say of the job for ever: it is not asked again. */
 const FINAL_REJECTIONS = new Set(['body_too_large', 'unsupported_kind']);
 
@@ -104,7 +106,8 @@ function wholeOrFault(
 }
 
 function failed(dispatcher: Dispatcher, attempt: Attempt, message: NodeMessageOf<'job.failed'>): void {
-  const code = NODE_CODES.find((known) => known === message.code) ?? 'backend_error';
+  const codes = attempt.node.is_provider ? PROVIDER_CODES : NODE_CODES;
+  const code = codes.find((known) => known === message.code) ?? 'backend_error';
   const outcome = fail(dispatcher, attempt, code, message.message, message.retryable, message.retry_after_ms);
   attempt.job.owner.acknowledge(attempt, outcome ?? 'stale');
   dispatcher.settleSlot(attempt);

@@ -305,6 +305,7 @@ function jobRequest(streaming: boolean): JobRequest {
     labels: {},
     session: null,
     affinity: null,
+    via: [],
     traceparent: null,
     priority: 0,
   };

@@ -5,10 +5,13 @@ import {
   type Random,
   type RequestSize,
   type Settlement,
+  cameThrough,
   matchesModel,
+  pseudonymOf,
 } from '@flotilla/core';
 import { FlotillaError, type Operation, makeId } from '@flotilla/protocol';
 import type { FastifyReply, FastifyRequest } from 'fastify';
+import type { IncomingHttpHeaders } from 'node:http';
 import type { Admission } from '../accounts/admission.ts';
 import type { Principal } from '../accounts/principal.ts';
 import type { ActiveJob, JobRequest } from '../dispatch/active-job.ts';
@@ -35,6 +38,11 @@ export interface Gateway {
     principal: Principal,
   ): Promise<void>;
   models(principal: Principal): { id: string; created: number }[];
+  /**
+   * The control planes that a request came through before this one.
+   * @throws FlotillaError `loop_detected` where this one is among them
+   */
+  hops(headers: IncomingHttpHeaders): string[];
   /**
    * The model that a name stands for, where this key may use it, whoever could serve it now.
    * @throws FlotillaError `model_not_found`
@@ -79,7 +87,8 @@ export function createGateway(deps: GatewayDeps): Gateway {
   let idle: (() => void) | null = null;
   let open = 0;
 
-  return { serve, models, permittedModel, drain };
+  const pseudonym = pseudonymOf(deps.replica);
+  return { serve, models, hops, permittedModel, drain };
 
   async function serve(
     request: FastifyRequest,
@@ -87,6 +96,7 @@ export function createGateway(deps: GatewayDeps): Gateway {
     operation: Operation,
     principal: Principal,
   ): Promise<void> {
+    const via = hops(request.headers);
     refuseWhenUnable();
     const body = request.body as Buffer;
     const read = readInferenceRequest(body, operation, request.headers);
@@ -99,7 +109,7 @@ export function createGateway(deps: GatewayDeps): Gateway {
         operation,
         principal,
         admission,
-        { ...read, model, asked: read.model },
+        { ...read, model, asked: read.model, via },
         bodyFor(body, read, model),
       );
     } catch (error) {
@@ -116,7 +126,7 @@ export function createGateway(deps: GatewayDeps): Gateway {
     operation: Operation,
     principal: Principal,
     admission: Admission,
-    read: InferenceRequest & { asked: string },
+    read: InferenceRequest & { asked: string; via: readonly string[] },
     body: Uint8Array,
   ): Promise<void> {
     const { key } = principal;
@@ -158,6 +168,7 @@ export function createGateway(deps: GatewayDeps): Gateway {
       add_usage: read.add_usage,
       labels: key.node_labels,
       session: read.affinity,
+      via: read.via,
       traceparent: traceparentOf(request.headers),
       affinity: read.affinity === null ? null : affinity.node(key.id, read.affinity),
       priority: 0,
@@ -302,6 +313,15 @@ export function createGateway(deps: GatewayDeps): Gateway {
       .offered((name) => matchesModel(key.allowed_models, name), key.node_labels)
       .map(({ id, created_at }) => ({ id, created: Math.floor(created_at / 1000) }))
       .sort((a, b) => (a.id < b.id ? -1 : 1));
+  }
+
+  function hops({ via }: IncomingHttpHeaders): string[] {
+    const before = cameThrough(via);
+    if (!before.includes(pseudonym)) return before;
+    throw new FlotillaError(
+      'loop_detected',
+      'This request has come through this control plane already: a provider that it asked leads back here.',
+    );
   }
 
   async function drain(deadline_ms: number): Promise<void> {

@@ -23,7 +23,11 @@ export function openaiRoutes(
   traces: Pick<Traces, 'refused'>,
 ): Pick<Handlers, OpenAiRoutes> {
   return {
-    models: ({ principal }) => ({ object: 'list', data: gateway.models(principal).map(modelView) }),
+    models({ principal, request }) {
+      // Asked by a provider's probe, it is here that a loop is found before any request runs into it.
+      gateway.hops(request.headers);
+      return { object: 'list', data: gateway.models(principal).map(modelView) };
+    },
     model({ principal, request }) {
       const id = wildcard(request.params);
       const models = gateway.models(principal);

@@ -7,6 +7,7 @@ import {
   type RelayDone,
   type RelayTools,
   slotKey,
+  viaOf,
 } from '@flotilla/core';
 import {
   type ControlMessage,
@@ -34,6 +35,8 @@ export interface ProviderLinkDeps {
   clock: RelayTools['clock'];
   deadlines: Deadlines;
   dispatcher: () => Dispatcher;
+  /** This control plane's name in `Via`. */
+  pseudonym: string;
   /** How the provider is asked from now on; null: its key cannot be used. */
   upstream(): Upstream | null;
   /** A request is over; what became of it says how the provider is. @returns what is told of a failure */
@@ -114,6 +117,7 @@ export function openProviderLink(node: FleetNode, deps: ProviderLinkDeps): Link 
       streaming: request.streaming,
       add_usage: request.add_usage,
       request_id: request.request_id,
+      via: viaOf([...request.via, deps.pseudonym]),
       deadlines: { ...times, first_byte_ms: first_byte_timeout_ms ?? times.first_byte_ms },
     };
     asking.out = out;

@@ -1,4 +1,5 @@
-import type { RelayBackend } from '@flotilla/core';
+import { type RelayBackend, viaOf } from '@flotilla/core';
+import { ERRORS } from '@flotilla/protocol';
 import { type Dispatcher, request } from 'undici';
 
 /** What a provider's list of models says of it. */
@@ -6,8 +7,12 @@ export type Probed =
   | { kind: 'well'; models: string[] | null }
   /** It does not take our key. */
   | { kind: 'refused'; status: number }
+  /** It is this control plane. */
+  | { kind: 'loops' }
   | { kind: 'failed'; reason: string; nothing_there: boolean };
 
+/** What a control plane answers to what has come through it already. */
+export const LOOP_DETECTED = ERRORS.loop_detected.status;
 const ANSWER_MS = 10_000;
 const MOST_BYTES = 8 * 1024 * 1024;
 const MOST_MODELS = 1000;
@@ -27,6 +32,7 @@ const NOTHING_THERE: Record<string, string> = {
 export async function probeProvider(
   agent: Dispatcher,
   backend: RelayBackend,
+  pseudonym: string,
   connect_timeout_ms: number,
   signal: AbortSignal,
 ): Promise<Probed> {
@@ -34,11 +40,12 @@ export async function probeProvider(
   try {
     const { statusCode, body } = await request(`${backend.origin}${backend.prefix}/models`, {
       dispatcher: agent,
-      headers: [...backend.headers, 'accept', 'application/json'],
+      headers: [...backend.headers, 'accept', 'application/json', 'via', viaOf([pseudonym])],
       signal: AbortSignal.any([deadline, signal]),
     });
     const text = await readText(body);
     if (statusCode === 401 || statusCode === 403) return { kind: 'refused', status: statusCode };
+    if (statusCode === LOOP_DETECTED) return { kind: 'loops' };
     if (statusCode === 200) return { kind: 'well', models: text === null ? null : modelsOf(text) };
     if (statusCode < 500 && (statusCode < 300 || statusCode >= 400)) return { kind: 'well', models: null };
     if (statusCode === 501) return { kind: 'well', models: null };

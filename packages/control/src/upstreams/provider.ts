@@ -18,7 +18,7 @@ import type { Dispatcher } from 'undici';
 import type { Attempt } from '../dispatch/attempt.ts';
 import type { Dispatcher as Scheduler } from '../dispatch/dispatcher.ts';
 import { type FleetNode, type ModelSpot, newFleetNode } from '../fleet/node.ts';
-import { type Probed, probeProvider } from './provider-probe.ts';
+import { LOOP_DETECTED, type Probed, probeProvider } from './provider-probe.ts';
 import { openProviderLink } from './provider-link.ts';
 import { type ProxySettings, wayOut } from './way-out.ts';
 
@@ -58,6 +58,8 @@ export interface ProviderDeps {
   log: Log;
   deadlines: Deadlines;
   dispatcher: () => Scheduler;
+  /** This control plane's name in `Via`. */
+  pseudonym: string;
   connect_timeout_ms: number;
   proxies: ProxySettings;
   user_agent: string;
@@ -108,6 +110,7 @@ export function createProvider(first: ProviderRecord, deps: ProviderDeps): Provi
     clock,
     deadlines: deps.deadlines,
     dispatcher: deps.dispatcher,
+    pseudonym: deps.pseudonym,
     upstream: () => backend && { agent, backend, first_byte_timeout_ms: record.first_byte_timeout_ms },
     ended,
   });
@@ -247,6 +250,15 @@ export function createProvider(first: ProviderRecord, deps: ProviderDeps): Provi
       return undefined;
     }
     const { status, retry_after_ms } = failure;
+    if (status === LOOP_DETECTED) {
+      return {
+        ...failure,
+        code: 'loop_detected',
+        message: `The provider ${record.name} leads back to a control plane that this request has come through.`,
+        // Of other requests nothing follows: two fleets may be each other's last resort. Its probe finds one that always loops.
+        retryable: deps.elsewhere(attempt),
+      };
+    }
     if (status === 401 || status === 403) {
       const reason = `it refuses the key it is given (${status}): give it another one`;
       find({ health: 'down', reason, alarm: reason });
@@ -316,6 +328,7 @@ export function createProvider(first: ProviderRecord, deps: ProviderDeps): Provi
     const found = await probeProvider(
       agent,
       asked,
+      deps.pseudonym,
       record.connect_timeout_ms ?? deps.connect_timeout_ms,
       stop.signal,
     );
@@ -335,6 +348,11 @@ export function createProvider(first: ProviderRecord, deps: ProviderDeps): Provi
       case 'refused': {
         const reason = `it refuses the key it is given (${found.status}): give it another one`;
         return find({ health: 'down', reason, alarm: reason });
+      }
+      case 'loops': {
+        // Not down: who asks for it is told why at once, not that nobody can serve it.
+        const reason = 'its address leads back to this control plane: change its base_url';
+        return find({ health: 'degraded', reason, alarm: reason });
       }
       case 'failed': {
         // One failure may be a blip; a second in a row is not.

@@ -38,6 +38,8 @@ export interface RelayTask {
   request_id: string;
   /** The client's trace, if it goes on at the backend. */
   traceparent?: string | undefined;
+  /** The control planes that ask, where it is not a node that does. */
+  via?: string;
   deadlines: { run_ms: number; first_byte_ms: number; idle_ms: number };
 }
 
@@ -164,13 +166,14 @@ export class Relay implements Expiring {
   }
 
   #ask(body: Buffer): void {
-    const { backend, operation, streaming, request_id, traceparent } = this.#task;
+    const { backend, operation, streaming, request_id, traceparent, via } = this.#task;
     this.#call?.kill();
     const call = new Call(this);
     this.#call = call;
     const headers = [...backend.headers, 'accept', streaming ? 'text/event-stream' : 'application/json'];
     if (/^[\x21-\x7e]+$/.test(request_id)) headers.push('x-request-id', request_id);
     if (traceparent !== undefined && TRACEPARENT.test(traceparent)) headers.push('traceparent', traceparent);
+    if (via !== undefined) headers.push('via', via);
     const path = pathOf(backend, operation);
     try {
       this.#tools.agent.dispatch({ origin: backend.origin, path, method: 'POST', headers, body }, call);
