@@ -101,6 +101,18 @@ describe('the node of the guide', () => {
     }
   });
 
+  test('can be told to go while no control plane is there', async () => {
+    const away = { credential: 'fln_of_before', url: 'http://127.0.0.1:9' };
+    const node = await startShellNode(world, 'alone', 'http://127.0.0.1:9', away);
+    try {
+      await until('it has tried', () => node.output().includes('curl: (7)'));
+      node.child.kill('SIGTERM');
+      expect(await node.ended).toBe(0);
+    } finally {
+      await node.close();
+    }
+  });
+
   test('is under a hundred lines', async () => {
     expect((await shellScript()).trimEnd().split('\n').length).toBeLessThan(100);
   });

@@ -123,10 +123,17 @@ export async function shellScript(): Promise<string> {
   return script;
 }
 
-export async function startShellNode(world: World, name: string, backend_url: string): Promise<ShellNode> {
+/** @param kept a credential of an earlier start, and where it goes with it */
+export async function startShellNode(
+  world: World,
+  name: string,
+  backend_url: string,
+  kept?: { credential: string; url: string },
+): Promise<ShellNode> {
   const dir = await mkdtemp(join(tmpdir(), 'flotilla-shell-'));
   const { token } = await world.plane.send<{ token: string }>('POST', '/api/v1/enrolment-tokens', {});
   await writeFile(join(dir, 'node.sh'), await shellScript());
+  if (kept !== undefined) await writeFile(join(dir, 'flotilla-node.credential'), kept.credential);
   let output = '';
   const child = spawn('sh', ['node.sh'], {
     cwd: dir,
@@ -136,7 +143,7 @@ export async function startShellNode(world: World, name: string, backend_url: st
     env: {
       PATH: process.env['PATH'],
       TMPDIR: dir,
-      FLOTILLA_URL: world.plane.url,
+      FLOTILLA_URL: kept?.url ?? world.plane.url,
       FLOTILLA_TOKEN: token,
       NODE_NAME: name,
       BACKEND_URL: backend_url,
