@@ -1,22 +1,13 @@
 import { once } from 'node:events';
-
-/**
- * One Ctrl-C can arrive twice: the terminal sends it to all of its processes, and npm, being one of them, hands it on.
- * Taken for a second one, it would end the process in the midst of its work.
- */
-const SAME_KEY_PRESS_MS = 500;
+// Not all of the daemon: each command would wait for it to load.
+import { createStopRequests } from '@flotilla/daemon/stop-requests';
 
 /** SIGINT (Ctrl-C), SIGTERM or SIGHUP; a second one ends the process at once, for whoever will not wait. */
 export function stopSignal(): Promise<NodeJS.Signals> {
   return new Promise((resolve) => {
-    let asked = false;
-    let heeds_second = false;
+    const request = createStopRequests((delay_ms, run) => setTimeout(run, delay_ms).unref());
     const stop = (signal: NodeJS.Signals) => {
-      if (heeds_second) process.exit(1);
-      if (asked) return;
-      asked = true;
-      // Where the process was busy for longer, what has come meanwhile is heard before `setImmediate`.
-      setTimeout(() => setImmediate(() => (heeds_second = true)), SAME_KEY_PRESS_MS).unref();
+      if (request() === 'at once') process.exit(1);
       resolve(signal);
     };
     for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.on(signal, stop);

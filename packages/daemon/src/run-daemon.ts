@@ -8,6 +8,7 @@ import { Daemon } from './daemon.ts';
 import type { DaemonEvent } from './link-news.ts';
 import { openLog } from './log.ts';
 import { lockStateDir, openStateDir, readCredential, StateDirError, stateDirOf } from './state-dir.ts';
+import { createStopRequests } from './stop-requests.ts';
 
 export interface RunOptions {
   /** Otherwise `FLOTILLA_NODE_STATE_DIR`, otherwise `~/.flotilla/node`. */
@@ -89,7 +90,10 @@ function controlUrl(config: Config, enrolled: string, insecure: boolean, log: Lo
 }
 
 async function runUnderSignals(daemon: Daemon, options: RunOptions, log: Log): Promise<number> {
-  const drain = (name: string) => daemon.signalled(name);
+  const request = createStopRequests((delay_ms, run) => setTimeout(run, delay_ms).unref());
+  const drain = (name: string) => {
+    if (request() !== 'the same again') daemon.signalled(name);
+  };
   const onHangUp = (name: string) => {
     // A closed terminal ends what was started in it; a service manager means: read the settings again.
     if (process.stderr.isTTY) return drain(name);
@@ -99,7 +103,7 @@ async function runUnderSignals(daemon: Daemon, options: RunOptions, log: Log): P
         log.error({ reason: (error as Error).message }, 'The settings were not read again.'),
       );
   };
-  const onAbort = () => drain('stopped by its caller');
+  const onAbort = () => daemon.signalled('stopped by its caller');
   const onKill = () => daemon.stopNow('stopped by its caller');
   const handlers: [NodeJS.Signals, (name: string) => void][] = [
     ['SIGTERM', drain],
