@@ -21,9 +21,12 @@ export class UsageError extends CommandError {
 /** `unwanted`: the control plane wants this daemon no more (revoked, superseded); another start would change nothing. */
 export const EXIT = { done: 0, failed: 1, usage: 2, unwanted: 3 } as const;
 
-/** Reports an error on stderr, as JSON when the command was asked for JSON, and says which exit code it has. */
-export function report(error: unknown, json: boolean): number {
-  const { message, next } = explain(error);
+/**
+ * Reports an error on stderr, as JSON when the command was asked for JSON, and says which exit code it has.
+ * @param list the command that lists what there is of the kind that was asked for
+ */
+export function report(error: unknown, json: boolean, list?: string): number {
+  const { message, next } = explain(error, list);
   if (json)
     note(JSON.stringify({ error: { message, ...(next === undefined ? {} : { next }), ...factsOf(error) } }));
   else note(`error: ${harmless(message)}${next === undefined ? '' : `\n${harmless(next)}`}`);
@@ -44,11 +47,11 @@ function factsOf(error: unknown): object {
   return { code, status, request_id, retry_after_ms, param };
 }
 
-function explain(error: unknown): { message: string; next?: string | undefined } {
+function explain(error: unknown, list?: string): { message: string; next?: string | undefined } {
   if (error instanceof CommandError) return error;
   if (error instanceof FlotillaApiError) {
     const id = error.request_id === undefined ? '' : ` (request ${error.request_id})`;
-    return { message: `${error.message}${id}`, next: nextAfter(error) };
+    return { message: `${error.message}${id}`, next: nextAfter(error, list) };
   }
   // What the daemon and the control plane refuse says itself what to do; these are faults of ours.
   const message = error instanceof Error ? error.message : String(error);
@@ -61,11 +64,14 @@ function explain(error: unknown): { message: string; next?: string | undefined }
 
 const FAULTS = new Set(['TypeError', 'RangeError', 'ReferenceError', 'SyntaxError']);
 
-function nextAfter(error: FlotillaApiError): string | undefined {
+function nextAfter(error: FlotillaApiError, list?: string): string | undefined {
   switch (error.code) {
     case 'unreachable':
       if (/certificate/i.test(error.message)) {
         return "If it is signed by an authority of your own, give that one's certificate in NODE_EXTRA_CA_CERTS.";
+      }
+      if (/wrong version number|packet length too long/i.test(error.message)) {
+        return 'What listens there speaks no TLS: its address begins with http://, unless the port is another.';
       }
       return 'Is it running? `flotilla up` starts one here; --url or FLOTILLA_URL names another.';
     case 'unauthorized':
@@ -74,6 +80,11 @@ function nextAfter(error: FlotillaApiError): string | undefined {
       return 'This key may not do that; an admin can make one that may: flotilla keys create --help.';
     case 'model_not_found':
       return 'See what there is: flotilla models';
+    case 'not_found':
+      // Not where something is missing of a thing that is there, like the result of a job.
+      return list !== undefined && /^There is no [^"]*"/.test(error.message)
+        ? `See which there are: ${list}`
+        : undefined;
     case 'no_capacity':
       return 'See why: flotilla nodes';
     default:

@@ -91,6 +91,9 @@ describe('help', () => {
     for (const [name, help] of found) {
       expect(help).toContain(`Usage: flotilla ${name}`);
       expect(help).toMatch(/Examples:\n {2}\$ .*(flotilla|curl)/);
+      // But for what is typed: that is copied, and a line end in it would be typed too.
+      const wide = help.split('\n').filter((line) => line.length > 80 && !line.startsWith('  $ '));
+      expect(wide).toEqual([]);
     }
   });
 
@@ -205,6 +208,32 @@ describe('a failure ends with 1, on stderr, with what to do next', () => {
     const { code, stdout, stderr } = await run(['keys', 'revoke', 'key_1', ...flags], control.environment);
     expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
     expect(stderr).toContain('did not revoke key_1');
+  });
+
+  test('there is no such thing; it says where to look', async () => {
+    const refused = (response: ServerResponse) => {
+      response.writeHead(404, { 'content-type': 'application/json' });
+      response.end(JSON.stringify({ error: { message: 'There is no job "job_1".', code: 'not_found' } }));
+    };
+    const control = await serve({ 'GET /api/v1/jobs/job_1': refused });
+    const { code, stderr } = await run(['jobs', 'show', 'job_1'], control.environment);
+    expect({ code, stderr }).toEqual({
+      code: 1,
+      stderr: 'error: There is no job "job_1".\nSee which there are: flotilla jobs\n',
+    });
+  });
+
+  test('an https address of what speaks plain http', async () => {
+    const { url } = await serve({});
+    const { code, stderr } = await run([
+      'models',
+      '--api-key',
+      'flk_x',
+      '--url',
+      url.replace('http', 'https'),
+    ]);
+    expect(code).toBe(1);
+    expect(stderr).toContain('speaks no TLS: its address begins with http://');
   });
 
   test('no key is known', async () => {
@@ -363,9 +392,10 @@ describe('output', () => {
       completion_tokens: 9,
       estimated: 0,
     };
-    const control = await serve({ 'GET /api/v1/usage/summary': { data: [group] } });
+    const data = [group, { ...group, group: '' }];
+    const control = await serve({ 'GET /api/v1/usage/summary': { data } });
     const { stdout } = await run(['usage', '--by', 'model', '--since', '2026-01-01'], control.environment);
-    expect(stdout).toMatch(/MODEL +REQUESTS[^]*llama3 +1,200/);
+    expect(stdout).toMatch(/MODEL +REQUESTS[^]*llama3 +1,200[^]*\n– +1,200/);
     expect(control.asked[0]?.at).toContain('since=2026-01-01T00%3A00%3A00.000Z&by=model');
   });
 });

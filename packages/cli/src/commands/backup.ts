@@ -1,10 +1,10 @@
 import type { Command } from 'commander';
 import { confirmReplace } from '../backup/confirm.ts';
 import { placeAt, placeName, placeOf, type PlaceFlags } from '../backup/place.ts';
-import { noteRestored, printTables } from '../backup/report.ts';
+import { noteRestored, printTables, SECRET_KEY } from '../backup/report.ts';
 import { compressed, refuseTaken, saveBackup } from '../backup/save.ts';
 import { type ClientFlags, openClient, withClient } from '../client.ts';
-import { withExamples } from '../help.ts';
+import { withExamples, withNote } from '../help.ts';
 import { stopSignal } from '../process-end.ts';
 import { note, printJson } from '../terminal/output.ts';
 
@@ -25,9 +25,10 @@ export function addBackup(program: Command): void {
       'of another one, with an admin key',
     ],
     ['flotilla backup --from ~/.flotilla', 'of a control plane that is stopped'],
-  ).addHelpText(
-    'after',
-    '\nThe file is for its owner only (0600). Keys and credentials are in it as hashes, upstream keys sealed; prompts\n' +
+  );
+  withNote(
+    backup,
+    'The file is for its owner only (0600). Keys and credentials are in it as hashes, upstream keys sealed; prompts ' +
       'and answers of detached jobs that are not erased yet are in clear. It reads on PGlite and on PostgreSQL.',
   );
 }
@@ -41,6 +42,7 @@ async function takeBackup(named: string | undefined, flags: BackupFlags): Promis
   const file = named ?? `flotilla-${new Date().toISOString().slice(0, 19).replaceAll(':', '')}Z.backup`;
   if (flags.force !== true) await refuseTaken(file);
   const { checkBackup } = await import('@flotilla/control');
+  if (flags.json !== true) note(`Saving the store into ${file} …`);
   const stop = new AbortController();
   void stopSignal().then(() => stop.abort());
   const source =
@@ -56,7 +58,7 @@ async function takeBackup(named: string | undefined, flags: BackupFlags): Promis
   if (flags.json) return printJson({ file, ...head, tables });
   printTables(tables);
   note(`${file}: everything as it was at ${head.created_at}, read back and found whole.`);
-  note('Keep it like a secret, and FLOTILLA_SECRET_KEY somewhere else: sealed values need both.');
+  note(`Keep it like a secret, and ${SECRET_KEY} somewhere else: sealed values need both.`);
 }
 
 async function fromControl(flags: BackupFlags, signal: AbortSignal): Promise<AsyncIterable<Uint8Array>> {
@@ -91,9 +93,10 @@ export function addRestore(program: Command): void {
       'into a database, whichever store it was taken from',
     ],
     ['flotilla restore fleet.backup --replace', 'over a store that has something in it'],
-  ).addHelpText(
-    'after',
-    '\nThe file is read to its end and checked first, what was restored is compared with it, and all of it happens or\n' +
+  );
+  withNote(
+    restore,
+    'The file is read to its end and checked first, what was restored is compared with it, and all of it happens or ' +
       'nothing does. Detached jobs that nodes had at work go back to the queue.',
   );
 }

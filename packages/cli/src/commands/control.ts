@@ -1,5 +1,5 @@
 import type { Command } from 'commander';
-import { withExamples } from '../help.ts';
+import { withExamples, withNote } from '../help.ts';
 import { port } from '../parse.ts';
 import { stopSignal } from '../process-end.ts';
 import { keepRunningWithoutReader, note } from '../terminal/output.ts';
@@ -30,7 +30,8 @@ export function addControl(program: Command): void {
       'on PostgreSQL; the admin key (32 characters or more) is the first key there is',
     ],
     ['flotilla up', 'the same with everything made for you, to begin with'],
-  ).addHelpText('after', '\nAll other settings are variables: docs/reference/settings.md lists them.');
+  );
+  withNote(control, 'All other settings are variables: docs/reference/settings.md lists them.');
 }
 
 async function runReplica(flags: ControlFlags): Promise<void> {

@@ -12,6 +12,7 @@ import { type Submitted, submitLines, waitForAll } from '../jobs/batch.ts';
 import { type JobFlags, jobText } from '../jobs/job-text.ts';
 import { collectLabel, duration } from '../parse.ts';
 import { note, print, printJson } from '../terminal/output.ts';
+import { plural } from '../terminal/text.ts';
 import { printResult } from './jobs-watch.ts';
 
 interface SubmitFlags extends ClientFlags {
@@ -175,7 +176,7 @@ async function submitAll(
         ids.push(one.verdict.id);
         lines_of.push(one.line);
       }
-      note(`${ids.length + tally.refused} lines: ${tallyText(tally)}`);
+      note(`${plural(ids.length + tally.refused, 'line')}: ${tallyText(tally)}`);
     }
   } catch (error) {
     const { message } = error as Error;

@@ -105,7 +105,10 @@ function jobText(job: Job, serverName: NameOf): string {
     ['made', `${job.created_at} (${ago(job.created_at)})`],
     ['took', tookOf(job)],
   ]);
-  if (job.attempts.length === 0) return `${head}\n\nNo attempt yet. See why: flotilla jobs explain ${job.id}`;
+  if (job.attempts.length === 0) {
+    if (!OPEN.includes(job.state)) return `${head}\n\nIt ended before it was given to anybody.`;
+    return `${head}\n\nNo attempt yet. See why: flotilla jobs explain ${job.id}`;
+  }
   const columns: Column<Job['attempts'][number]>[] = [
     { head: 'TRY', cell: ({ attempt }) => String(attempt), align: 'right' },
     { head: 'ASKED', cell: (attempt) => serverOf(attempt, serverName), flexible: true },

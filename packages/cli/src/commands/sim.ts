@@ -1,6 +1,6 @@
 import { type Command, InvalidArgumentError } from 'commander';
 import { CommandError } from '../failure.ts';
-import { withExamples } from '../help.ts';
+import { withExamples, withWords } from '../help.ts';
 import { collect, port, positive, whole } from '../parse.ts';
 import { parentGone, stopSignal } from '../process-end.ts';
 import { SimBackend } from '../sim/backend.ts';
@@ -43,7 +43,6 @@ export function addSim(program: Command): void {
     )
     .option('--json', 'print JSON, for programs')
     .action(runBackend);
-  const faults = Object.entries(FAULTS).map(([name, what]) => `  ${name.padEnd(22)}${what}`);
   withExamples(
     backend,
     [
@@ -63,7 +62,8 @@ export function addSim(program: Command): void {
       `curl 127.0.0.1:7480/sim/fault -d '{"fault":"500","first":2}'`,
       'a fault while it runs; {"fault":null} ends it, "for_ms" limits it',
     ],
-  ).addHelpText('after', `\nFaults (of requests for inference):\n${faults.join('\n')}`);
+  );
+  withWords(backend, 'Faults (of requests for inference)', Object.entries(FAULTS));
 }
 
 function collectFault(value: string, before: PlannedFault[] | undefined): PlannedFault[] {

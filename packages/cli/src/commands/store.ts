@@ -3,7 +3,7 @@ import { confirmReplace } from '../backup/confirm.ts';
 import { placeAt, placeName, placeOf } from '../backup/place.ts';
 import { noteRestored, printTables } from '../backup/report.ts';
 import { UsageError } from '../failure.ts';
-import { withExamples } from '../help.ts';
+import { withExamples, withNote } from '../help.ts';
 import { note, printJson } from '../terminal/output.ts';
 import { heartbeatMs } from './backup.ts';
 
@@ -21,9 +21,10 @@ export function addStore(program: Command): void {
     copy,
     ['flotilla store copy --from ~/.flotilla --to postgres://…', 'from the embedded store to PostgreSQL'],
     ['flotilla store copy --from postgres://… --to ./fleet', 'and back'],
-  ).addHelpText(
-    'after',
-    '\nThe source is left as it is. Every table is read back and compared, by the number of its rows and by what is in\n' +
+  );
+  withNote(
+    copy,
+    'The source is left as it is. Every table is read back and compared, by the number of its rows and by what is in ' +
       'them, before the copy counts; then start the control plane on the new place, and never again on the old one.',
   );
 }

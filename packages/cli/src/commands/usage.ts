@@ -93,7 +93,7 @@ async function groupNames(client: Flotilla, by: string): Promise<NameOf> {
 function groupTable(groups: UsageGroup[], by: string, nameOf: NameOf): string {
   const number = (count: number) => count.toLocaleString('en');
   const columns: Column<UsageGroup>[] = [
-    { head: by.toUpperCase(), cell: ({ group }) => nameOf(group), flexible: true },
+    { head: by.toUpperCase(), cell: ({ group }) => (group === '' ? '–' : nameOf(group)), flexible: true },
     { head: 'REQUESTS', cell: ({ requests }) => number(requests), align: 'right' },
     { head: 'FAILED', cell: ({ failed }) => number(failed), align: 'right' },
     { head: 'IN', cell: (group) => number(group.prompt_tokens), align: 'right' },

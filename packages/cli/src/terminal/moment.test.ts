@@ -10,6 +10,11 @@ test('durations are read as people write them', () => {
   );
 });
 
+test('durations are told as what they are nearest to', () => {
+  // A day that was given a moment ago.
+  expect([86_399_000, 7_190_000, 150_000].map(formatDuration)).toEqual(['24h', '120m', '3m']);
+});
+
 test('durations are told in the unit that says enough', () => {
   expect([0, 420, 1500, 42_000, 119_000, 120_000, 7_200_000, 172_800_000].map(formatDuration)).toEqual([
     '0ms',

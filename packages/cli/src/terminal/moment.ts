@@ -12,7 +12,7 @@ export function parseDuration(text: string): number | undefined {
 export function formatDuration(duration_ms: number): string {
   if (duration_ms < 1000) return `${Math.round(duration_ms)}ms`;
   for (const unit of ['d', 'h', 'm'] as const) {
-    if (duration_ms >= 2 * UNITS[unit]) return `${Math.floor(duration_ms / UNITS[unit])}${unit}`;
+    if (duration_ms >= 2 * UNITS[unit]) return `${Math.round(duration_ms / UNITS[unit])}${unit}`;
   }
   const seconds = duration_ms / 1000;
   return `${seconds < 10 ? seconds.toFixed(1).replace(/\.0$/, '') : Math.floor(seconds)}s`;

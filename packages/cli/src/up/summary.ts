@@ -7,6 +7,11 @@ import type { Part } from './part.ts';
 import type { StartedNode, UpFlags } from './run.ts';
 import type { Servable } from './servable.ts';
 
+/** In a clone no shell finds `flotilla`, as the lines above it have it. */
+const END = import.meta.url.endsWith('.ts')
+  ? 'Ctrl-C stops it. In this clone, write npx flotilla for flotilla: npx flotilla --help'
+  : 'Ctrl-C stops it. What else there is: flotilla --help';
+
 interface Started {
   flags: UpFlags;
   client: Flotilla;
@@ -22,7 +27,7 @@ interface Started {
 /** What `flotilla up` prints when it is up: where it is, what to try, how others join. */
 export async function summary(started: Started): Promise<string> {
   if (started.flags.json) return JSON.stringify(event(started));
-  const sections = [whereText(started), tryText(started), await joinText(started)];
+  const sections = [whereText(started), tryText(started), await joinText(started), END];
   return `${sections.join('\n\n')}\n`;
 }
 

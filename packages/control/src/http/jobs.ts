@@ -200,6 +200,12 @@ function byWhom(job: JobView, principal: Principal): string {
   return job.key === principal.key.id ? 'Cancelled by its own key' : 'Cancelled by an operator';
 }
 
+const ENDED: Partial<Record<JobView['state'], string>> = {
+  failed: 'failed',
+  timed_out: 'ran out of time',
+  cancelled: 'was cancelled',
+};
+
 function noResult(job: JobView): FlotillaError {
   if (job.attached) {
     return new FlotillaError(
@@ -216,7 +222,7 @@ function noResult(job: JobView): FlotillaError {
   if (job.state !== 'succeeded') {
     return new FlotillaError(
       'not_found',
-      `There is no result: the job ${job.state}. GET /api/v1/jobs/${job.id} says why.`,
+      `There is no result: the job ${ENDED[job.state]}. GET /api/v1/jobs/${job.id} says why.`,
     );
   }
   return new FlotillaError(

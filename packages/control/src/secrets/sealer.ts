@@ -98,7 +98,8 @@ export async function openSealer(
     throw new ConfigError(
       `${which} that the secrets in this store were sealed with: set the one that this installation was last started ` +
         'with, as FLOTILLA_SECRET_KEY, or, if another one is to take its place, as FLOTILLA_SECRET_KEY_PREVIOUS. ' +
-        'Nothing was changed.',
+        '`flotilla up` keeps its own in <data-dir>/secret-key: a store that has come from another data directory needs ' +
+        'the file from there. Nothing was changed.',
     );
   }
   await resealAll(previous, sealer, deps);
