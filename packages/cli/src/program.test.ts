@@ -383,6 +383,26 @@ describe('output', () => {
     expect(ended.stderr).toContain('flotilla jobs show job_1');
   });
 
+  test('of a watched job that waits says once where the reason stands', async () => {
+    const job = { id: 'job_1', created_at: '2026-01-01T00:00:00Z', attempts: [], error: null, position: 1 };
+    const steps = [
+      { ...job, state: 'queued', finished_at: null },
+      { ...job, state: 'queued', position: 0, finished_at: null },
+      { ...job, state: 'succeeded', position: null, finished_at: '2026-01-01T02:00:00Z' },
+    ];
+    const control = await serve({
+      'GET /api/v1/jobs/job_1/events': (response: ServerResponse) => {
+        response.writeHead(200, { 'content-type': 'text/event-stream' });
+        response.end(steps.map((step) => `event: state\ndata: ${JSON.stringify(step)}\n\n`).join(''));
+      },
+    });
+    expect(await run(['jobs', 'watch', 'job_1'], control.environment)).toMatchObject({
+      code: 0,
+      stdout: 'queued, 1 before it\nqueued, 0 before it\nsucceeded after 2h\n',
+      stderr: 'Why it waits: flotilla jobs explain job_1\n',
+    });
+  });
+
   test('of usage is asked for with its filters and grouping', async () => {
     const group = {
       group: 'llama3',

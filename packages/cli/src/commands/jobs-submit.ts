@@ -139,7 +139,8 @@ async function submitOne(client: Flotilla, job: string, flags: SubmitFlags): Pro
   const { id, existing } = accepted;
   if (flags.wait === true) {
     note(
-      `Job ${id} is ${existing ? 'one that was submitted before' : 'accepted'}. If this is stopped, it goes on.`,
+      `Job ${id} is ${existing ? 'one that was submitted before' : 'accepted'}. If this is stopped, it goes on.\n` +
+        `Where it is, or why it waits: flotilla jobs explain ${id}`,
     );
     const ended = await client.jobs.wait(id);
     if (flags.json) {

@@ -54,8 +54,12 @@ export function printResult(result: string, words: boolean): void {
 async function watchJob(id: string, flags: ClientFlags): Promise<void> {
   const client = await openClient(flags);
   const serverName = flags.json ? String : await serverNames(client);
+  let hinted = flags.json === true;
   for await (const job of client.jobs.watch(id)) {
     print(flags.json ? JSON.stringify(job) : stepText(job, serverName));
+    // From here on there may be silence for hours.
+    if (job.state === 'queued' && !hinted) note(`Why it waits: flotilla jobs explain ${id}`);
+    hinted ||= job.state === 'queued';
     if (job.finished_at !== null && job.state !== 'succeeded') process.exitCode = EXIT.failed;
   }
 }
