@@ -1,4 +1,4 @@
-import { mkdir, readdir, readFile, rename, rm, truncate, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, rm, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ManualClock } from '@flotilla/core/testing';
 import {
@@ -13,7 +13,6 @@ import { run } from '../../packages/cli/src/testing/command.ts';
 import { decodeEntry, encodeEntry } from '../../packages/daemon/src/journal/entry.ts';
 import { Journal } from '../../packages/daemon/src/journal/journal.ts';
 import type { JournalEntry } from '../../packages/daemon/src/threads.ts';
-import type { Proxy } from '../support/proxy.ts';
 import { enrolRawNode } from '../support/raw-node.ts';
 import { type ScriptedBackend, type SeenRequest, chatAnswer } from '../support/scripted-backend.ts';
 import { MAY_MOUNT, mountSmallDisk } from '../support/small-disk.ts';
@@ -23,41 +22,33 @@ import { type TestNode, type World, openWorld } from '../support/world.ts';
 
 /** What becomes of detached work where a node's disk takes nothing, or gives back something else than it was given. */
 let world: World;
-let backend: ScriptedBackend;
-let link: Proxy;
-let node: TestNode;
-let journal: string;
-/** Ends every answer that waits. */
-let finish: () => void;
+beforeAll(async () => {
+  world = await openWorld();
+});
+afterAll(() => world.close());
 
 const HEAD = { 'content-type': 'application/json' };
 const sound = (_: SeenRequest, response: Parameters<ScriptedBackend['answer']>[1]) =>
   void response.writeHead(200, HEAD).end(chatAnswer('Done.'));
 
-beforeAll(async () => {
-  world = await openWorld();
-  backend = await world.backend(sound);
-  link = await world.proxy(world.plane.port);
-  node = await world.node({
-    name: 'attic',
-    backends: [{ url: backend.url, slots: 8 }],
-    control_url: `http://127.0.0.1:${link.port}`,
-  });
-  journal = join(node.state_dir, 'journal');
-});
-afterAll(() => world.close());
+/** A node with a model of its own name: nothing of what happened before is still under way in its journal. */
+async function machine(name: string, control_url = world.plane.url) {
+  const backend = await world.backend(sound, [name]);
+  const node = await world.node({ name, backends: [{ url: backend.url, slots: 8 }], control_url });
+  return { backend, node, journal: join(node.state_dir, 'journal') };
+}
 
-/** Requests wait until `finish`. */
-function hold(): void {
+/** Requests wait. @returns what ends them */
+function hold(backend: ScriptedBackend): () => void {
   const { promise, resolve } = Promise.withResolvers<void>();
-  finish = resolve;
   backend.answer = async (seen, response) => {
     await promise;
     sound(seen, response);
   };
+  return resolve;
 }
 
-async function submit(content: string, model = 'scripted'): Promise<string> {
+async function submit(model: string, content = 'Hello'): Promise<string> {
   const request = { messages: [{ role: 'user', content }] };
   return (await world.plane.send<{ id: string }>('POST', '/api/v1/jobs', { model, request })).id;
 }
@@ -69,10 +60,8 @@ const ended = (id: string) =>
     const job = await show(id);
     return job.finished_at !== null && job;
   });
-const askedFor = (content: string) =>
-  backend.requests.filter(({ body }) => body.toString().includes(content)).length;
 
-function healthIs(health: string): Promise<NodeView> {
+function healthIs(node: TestNode, health: string): Promise<NodeView> {
   return until(`its journal is ${health}`, async () => {
     const view = await node.view();
     return view.journal?.health === health && view;
@@ -80,22 +69,19 @@ function healthIs(health: string): Promise<NodeView> {
 }
 
 /** @returns how it is mended */
-type Break = () => Promise<() => Promise<void>>;
-const folder: Break = async () => {
-  await rename(journal, `${journal}.away`);
+type Break = (journal: string) => Promise<() => Promise<void>>;
+const noFolder: Break = async (journal) => {
+  await rm(journal, { recursive: true });
   await writeFile(journal, 'a file where the folder should be');
-  return async () => {
-    await rm(journal);
-    await rename(`${journal}.away`, journal);
-  };
+  return () => rm(journal);
 };
-const full: Break = async () => {
+const full: Break = async (journal) => {
   const disk = await mountSmallDisk(journal);
   onTestFinished(() => disk.unmount());
   await disk.fill();
   return () => disk.empty();
 };
-const readOnly: Break = async () => {
+const readOnly: Break = async (journal) => {
   const disk = await mountSmallDisk(journal, 'size=64k,ro');
   onTestFinished(() => disk.unmount());
   return () => disk.unmount();
@@ -104,21 +90,28 @@ const readOnly: Break = async () => {
 /** At the end of a test's name: what is skipped is not to be taken for proved. */
 const NOT_PROVED = ' [NOT PROVED HERE: only root may mount a small disk]';
 const causes: [what: string, needs_mount: boolean, broken: Break, why: RegExp][] = [
-  ['a file where its folder should be', false, folder, /\((EEXIST|ENOTDIR)\); move that away$/],
+  [
+    'a file where its folder should be',
+    false,
+    noFolder,
+    /a file is where its folder should be; move that away$/,
+  ],
   ['a full disk', true, full, /the disk is full \(ENOSPC\); make room on it$/],
   ['a file system that is read-only', true, readOnly, /read-only \(EROFS\); mount it writable$/],
 ];
 
 describe('a node whose journal takes nothing', () => {
-  for (const [what, needs_mount, broken, why] of causes) {
+  for (const [at, [what, needs_mount, broken, why]] of causes.entries()) {
     const proved = MAY_MOUNT || !needs_mount;
     const says = 'gets no detached work, says why, serves who waits for an answer, and heals by itself';
     test.skipIf(!proved)(`for ${what}, ${says}${proved ? '' : NOT_PROVED}`, async () => {
-      hold();
-      const mend = await broken();
+      const name = `attic-${at}`;
+      const { backend, node, journal } = await machine(name);
+      const finish = hold(backend);
+      const mend = await broken(journal);
       // Nobody looks at a journal that works: the first job that it is given finds out, and is served all the same.
-      const first = await submit('the first');
-      const view = await healthIs('down');
+      const first = await submit(name);
+      const view = await healthIs(node, 'down');
       expect(view).toMatchObject({ state: 'online', health: 'degraded' });
       expect(view.journal!.reason).toMatch(why);
       expect(view.why.failing_probes).toEqual([`it takes no detached work: ${view.journal!.reason}`]);
@@ -127,22 +120,23 @@ describe('a node whose journal takes nothing', () => {
       backend.answer = sound;
       expect((await ended(first)).state).toBe('succeeded');
 
-      const next = await submit('the next');
-      expect((await explain(next)).nodes).toMatchObject([
-        { verdict: 'journal_down', reasons: [`it takes no detached work now: ${view.journal!.reason}`] },
-      ]);
-      expect((await world.plane.chat({})).status).toBe(200);
-      if (broken === folder) await saysSo(view.journal!.reason!);
+      const next = await submit(name);
+      expect((await explain(next)).nodes.find((one) => one.name === name)).toMatchObject({
+        verdict: 'journal_down',
+        reasons: [`it takes no detached work now: ${view.journal!.reason}`],
+      });
+      expect((await world.plane.chat({ model: name })).status).toBe(200);
+      if (broken === noFolder) await saysSo(node, view.journal!.reason!);
       expect(await show(next)).toMatchObject({ state: 'queued', attempts: [] });
       await mend();
       expect(await ended(next)).toMatchObject({ state: 'succeeded', attempts: [{ attempt: 1 }] });
-      expect((await healthIs('healthy')).health).toBe('healthy');
+      expect((await healthIs(node, 'healthy')).health).toBe('healthy');
       expect((await node.view()).why.failing_probes).toEqual([]);
     });
   }
 
   /** On the machine itself, and to who administers. */
-  async function saysSo(reason: string): Promise<void> {
+  async function saysSo(node: TestNode, reason: string): Promise<void> {
     const env = {
       HOME: world.dir,
       FLOTILLA_URL: world.plane.url,
@@ -152,7 +146,7 @@ describe('a node whose journal takes nothing', () => {
     const [status, doctor, shown] = await Promise.all([
       run(['node', 'status', '--state-dir', node.state_dir], env),
       run(['doctor', '--json', '--data-dir', join(world.dir, 'plane'), '--state-dir', node.state_dir], env),
-      run(['nodes', 'show', 'attic'], env),
+      run(['nodes', 'show', node.name], env),
     ]);
     expect(status.stdout).toContain(`none: ${reason}`);
     const { checks } = JSON.parse(doctor.stdout) as { checks: { name: string }[] };
@@ -161,7 +155,7 @@ describe('a node whose journal takes nothing', () => {
       found: `no detached work: ${reason}`,
       next: expect.stringContaining('tries again by itself'),
     });
-    expect(checks.find(({ name }) => name === 'attic')).toMatchObject({ state: 'warn' });
+    expect(checks.find(({ name }) => name === node.name)).toMatchObject({ state: 'warn' });
     expect(shown.stdout).toContain(reason);
   }
 });
@@ -263,7 +257,7 @@ describe('a node of a release before that', () => {
       older.close();
     });
     let offered = older.next('job.offer');
-    const id = await submit('of the older', 'older');
+    const id = await submit('older');
     for (let times = 1; times <= 4; times++) {
       const { job, attempt } = await offered;
       expect([job, attempt]).toEqual([id, times]);
@@ -294,9 +288,11 @@ describe('a node of a release before that', () => {
 
 describe('a daemon that starts on a journal', () => {
   test('of which a part is damaged, or another node’s, sets that aside, says so, and delivers the rest', async () => {
-    hold();
+    const link = await world.proxy(world.plane.port);
+    const { backend, node, journal } = await machine('cellar', `http://127.0.0.1:${link.port}`);
+    const finish = hold(backend);
     const contents = ['whole', 'truncated', 'garbage', 'changed'];
-    const ids = await Promise.all(contents.map((content) => submit(content)));
+    const ids = await Promise.all(contents.map((content) => submit('cellar', content)));
     await until('all run', () => backend.in_flight === contents.length);
     link.cut();
     finish();
@@ -326,7 +322,9 @@ describe('a daemon that starts on a journal', () => {
     const jobs = await Promise.all(ids.map(ended));
     expect(jobs.map(({ state }) => state)).toEqual(ids.map(() => 'succeeded'));
     // Damaged results are lost; their jobs are done again.
-    expect(contents.map(askedFor)).toEqual([1, 2, 2, 2]);
+    const bodies = backend.requests.map(({ body }) => body.toString());
+    const asked = contents.map((content) => bodies.filter((body) => body.includes(content)).length);
+    expect(asked).toEqual([1, 2, 2, 2]);
     expect(jobs[0]!.attempts).toMatchObject([{ attempt: 1, outcome: 'succeeded' }]);
     const aside = (await readdir(journal)).filter((name) => /\.(unreadable|foreign)$/.test(name)).toSorted();
     expect(aside).toEqual(

@@ -166,6 +166,12 @@ describe('the journal', () => {
     journal.keep(result('job_a'));
     await until(() => expect(told).toHaveLength(1));
     expect(told[0]).toEqual({ health: 'down', reason: expect.stringContaining('move that away') as string });
+    // The folder cannot be made either, which is no other cause: it is said once.
+    await until(() => {
+      clock.advance(1000);
+      expect(clock.started.length).toBeGreaterThan(1);
+    });
+    expect(told).toHaveLength(1);
     // It may leave the machine.
     expect(told[0]!.reason).not.toContain(dir);
     journal.keep(result('job_b'));
