@@ -1,10 +1,11 @@
 import { readFileSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
-import type { JobBatchVerdicts, JobView } from '@flotilla/protocol';
+import type { JobBatchVerdicts, JobView, NodeView } from '@flotilla/protocol';
 import { afterEach, describe, expect, test } from 'vitest';
 import { decodeEntry } from '../../packages/daemon/src/journal/entry.ts';
 import type { JournalEntry } from '../../packages/daemon/src/threads.ts';
+import { type RawNode, enrolRawNode } from '../support/raw-node.ts';
 import { type ScriptedBackend, chatAnswer } from '../support/scripted-backend.ts';
 import { until } from '../support/until.ts';
 import { type TestNode, type World, openWorld } from '../support/world.ts';
@@ -108,6 +109,86 @@ describe('kill -9 of the control plane', () => {
       await world.plane.restart();
       expect((await ended([id!]))[0]).toMatchObject({ state: 'succeeded', attempts: [{ attempt: 1 }] });
       expect(backend.requests).toHaveLength(1);
+    },
+    WITHIN_MS,
+  );
+});
+
+describe('a restart of the control plane that most nodes do not come back from', () => {
+  test(
+    'is taken for a fault of its own: what they hold is kept for them, until most are back',
+    async () => {
+      world = await openWorld({ heartbeat_ms: H_MS });
+      const names = Array.from({ length: 5 }, (_, place) => `crowd-${place}`);
+      const nodes = await Promise.all(names.map((name) => enrolRawNode(world, name)));
+      const join = async (place: number) => {
+        const models = [{ id: place < 2 ? 'scripted' : 'else' }];
+        const [name, pools] = [names[place], [{ id: 'pool', capacity: 4, capacity_from: 'config' }]];
+        const backends = [{ id: 'backend', kind: 'raw', pool: 'pool', models }];
+        const link = await nodes[place]!.join({ descriptor: { name, pools, backends } });
+        link.beats(H_MS / 2);
+        return link;
+      };
+      // The other one with the model comes later: the job is the first one's.
+      const holder = await join(0);
+      const offer = holder.next('job.offer');
+      const [id] = await submit(1);
+      const { job, attempt } = await offer;
+      holder.send({ type: 'job.accepted', job, attempt });
+      holder.send({ type: 'job.started', job, attempt });
+      await until('it runs', async () => (await show(id!)).state === 'running');
+      await Promise.all([1, 2, 3, 4].map(join));
+
+      await world.plane.restart();
+      const [other] = await Promise.all([join(1), join(2)]);
+      const missing = await until(
+        'nobody waits for it any more',
+        async () => {
+          const view = await world.plane.get<NodeView>(`/api/v1/nodes/${nodes[0]!.id}`);
+          return view.state === 'offline' && view;
+        },
+        20_000,
+      );
+      expect(missing.why.alarms.join()).toContain('held back');
+      const later = other.next('job.offer');
+      const [second] = await submit(1);
+      expect((await later).job).toBe(second);
+      const held = { state: 'running', attempts: [{ node: nodes[0]!.id, outcome: 'open' }] };
+      expect(await show(id!)).toMatchObject(held);
+
+      const again = other.next('job.offer', (message) => message.job === id);
+      const back = await Promise.all([join(3), join(4)]);
+      expect((await again).attempt).toBe(2);
+      for (const link of [other, ...back]) link.close();
+    },
+    WITHIN_MS,
+  );
+
+  test(
+    'is none of its own where fewer are missing: what they hold is given to another',
+    async () => {
+      world = await openWorld({ heartbeat_ms: H_MS });
+      const { answer } = gate();
+      const backend = await world.backend(answer);
+      const holder = await world.node({ name: 'holder', backends: [{ url: backend.url, slots: 1 }] });
+      const crowd = await Promise.all([1, 2, 3, 4].map((n) => enrolRawNode(world, `crowd-${n}`)));
+      const join = async (node: RawNode) => (await node.join()).beats(H_MS / 2);
+      await Promise.all(crowd.map(join));
+      const [id] = await submit(1);
+      await until('it runs', async () => (await show(id!)).state === 'running');
+      holder.program().signal('SIGKILL');
+      await world.plane.restart();
+      await Promise.all(crowd.map(join));
+      const requeued = await until(
+        'it waits for another',
+        async () => {
+          const view = await show(id!);
+          return view.state === 'queued' && view.attempts.length > 0 && view;
+        },
+        20_000,
+      );
+      expect(requeued.attempts).toMatchObject([{ node: holder.id, outcome: 'node_lost' }]);
+      expect((await holder.view()).why.alarms).toEqual([]);
     },
     WITHIN_MS,
   );

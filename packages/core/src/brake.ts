@@ -1,6 +1,8 @@
 /**
  * The brake: when more than half of at least 5 nodes turn suspect together, the fault is more likely ours (our network,
  * our machine) than theirs, so giving their work away is held back until fewer are suspect, 60 s at most.
+ * Nodes that had a link before the control plane started, and have none when they have been waited for, turned suspect
+ * together as well.
  * Released ─▶ held (alarm) ─▶ released. Moved by the roster's counts on each liveness change.
  */
 export const BRAKE_MIN_NODES = 5;

@@ -122,6 +122,8 @@ export function createFleet(deps: FleetDeps): Fleet {
   /** Nodes that were online when trouble began, and those of them that have fallen silent, for as long as the brake holds. */
   const known = new Set<FleetNode>();
   const suspect = new Set<FleetNode>();
+  /** Nodes that had a link before this control plane started, and have none with it yet. */
+  const awaited = new Set<FleetNode>();
   const watch = createWatch(clock, timings, (node) => connections.step(node, { type: 'tick' }));
   const connections = createConnections({
     clock,
@@ -141,6 +143,8 @@ export function createFleet(deps: FleetDeps): Fleet {
     differed: () => deps.differed(),
     moved: (node) => {
       if (closing) return;
+      if (node.state === 'offline' && awaited.has(node)) countMissing();
+      awaited.delete(node);
       // A lease that ends while the brake holds is what it holds for: that node is as silent as before.
       const fell_silent = node.state === 'offline' && suspect.has(node) && brake.held_since_ms !== null;
       if (node.state === 'suspect' || fell_silent) suspect.add(node);
@@ -214,8 +218,13 @@ export function createFleet(deps: FleetDeps): Fleet {
       // Something was changed from here meanwhile: these rows may be older than what its caller was told.
     } while (seen !== changes);
     const { added, changed, removed } = roster.load(read.nodes, read.unreadable);
-    for (const node of added) if (node.state === 'suspect') watch.touch(node);
+    for (const node of added) {
+      if (node.state !== 'suspect') continue;
+      awaited.add(node);
+      watch.touch(node);
+    }
     for (const node of removed) {
+      awaited.delete(node);
       known.delete(node);
       suspect.delete(node);
     }
@@ -388,6 +397,26 @@ export function createFleet(deps: FleetDeps): Fleet {
     connections.take(node, registration);
     node.credential = credential;
     armCredential(node);
+  }
+
+  /**
+   * The wait for the first of those that did not come back is over, and with it that for all: they were silent from the
+   * start, together. They count for as long as the brake then holds, or not at all: else those that were taken away while no
+   * control plane ran would count for ever.
+   */
+  function countMissing(): void {
+    const missing = [...awaited];
+    awaited.clear();
+    for (const node of missing) {
+      known.add(node);
+      suspect.add(node);
+    }
+    moveBrake();
+    if (brake.held_since_ms !== null) return;
+    for (const node of missing) {
+      known.delete(node);
+      suspect.delete(node);
+    }
   }
 
   function moveBrake(): void {
