@@ -5,6 +5,7 @@ import { readControlConfig } from '../../packages/control/src/config.ts';
 import { runControl, StartError } from '../../packages/control/src/main.ts';
 import { memoryLog } from '../../packages/control/src/testing/memory-log.ts';
 import { openPlane, type TestPlane } from '../support/plane.ts';
+import { flotilla } from '../support/program.ts';
 import { embeddedPlace, quiet, testServer } from '../support/store.ts';
 
 /** The life of one control plane, from its first start to its end: each test goes on where the last one stopped. */
@@ -82,10 +83,18 @@ test('a control plane says at its start that its secret key is another one, or m
       /FLOTILLA_SECRET_KEY is not the one that the secrets in this store were sealed with[^]*secret-key/,
     );
     await expect(start()).rejects.toThrow(/FLOTILLA_SECRET_KEY is not set/);
+    // So it stands in the terminal, with what to do; and with no key.
+    const wrong = { FLOTILLA_DATA_DIR: place.data_dir, FLOTILLA_SECRET_KEY: 'w'.repeat(32) };
+    const { code, stderr } = await flotilla(['control', '--port', '0'], wrong).ended;
+    expect(code).toBe(2);
+    expect(stderr).toMatch(
+      /^error: FLOTILLA_SECRET_KEY is not the one .*: set the one that .* Nothing was changed\.$/m,
+    );
+    expect(stderr).not.toMatch(/w{8}|r{8}|\n +at /);
   } finally {
     await place.drop();
   }
-  // Four starts of an embedded store.
+  // Five starts of an embedded store.
 }, 60_000);
 
 test('a control plane says that its port is taken, by name, and leaves nothing open', async () => {
