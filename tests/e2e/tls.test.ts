@@ -1,13 +1,13 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import type { IncomingMessage } from 'node:http';
 import { Agent, request } from 'node:https';
 import { type AddressInfo, connect as connectPlain } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { connect, createServer as createTlsServer, type TLSSocket } from 'node:tls';
-import type { ProviderView } from '@flotilla/protocol';
+import type { ErrorBody, ProviderView } from '@flotilla/protocol';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { memoryLog } from '../../packages/control/src/testing/memory-log.ts';
 import { type Authority, makeAuthority } from '../support/authority.ts';
@@ -249,8 +249,48 @@ describe('from behind a proxy, with an authority of one’s own', () => {
     const nowhere = { health: 'down', reason: expect.stringContaining('the proxy (HTTPS_PROXY)') };
     expect(await added('nowhere', 'https://nowhere.test/v1')).toMatchObject(nowhere);
     expect(new Set(through())).toEqual(new Set(['nowhere.test:443']));
+
+    // Whom nobody here vouches for, and who is somebody else: neither is told the key.
+    const stranger = await makeAuthority(await mkdtemp(join(dir, 'stranger-')));
+    const own = { cert: stranger.pem, key: await readFile(stranger.path.replace('.pem', '.key'), 'utf8') };
+    const served = createTlsServer(own).on('tlsClientError', () => undefined);
+    const misnamed = createTlsServer(await authority.issue('elsewhere.test'));
+    const at = async (server: typeof served) => {
+      await once(server.listen(0, '127.0.0.1'), 'listening');
+      return `https://127.0.0.1:${(server.address() as AddressInfo).port}/v1`;
+    };
+    for (const [name, server, says, told] of [
+      [
+        'self-signed',
+        served,
+        /is not trusted \(DEPTH_ZERO_SELF_SIGNED_CERT\).*NODE_EXTRA_CA_CERTS/,
+        'is not trusted',
+      ],
+      ['misnamed', misnamed, /is for other names than that of its address/, 'is for another name'],
+    ] as const) {
+      const base_url = await at(server);
+      expect(await added(name, base_url)).toMatchObject({
+        health: 'down',
+        reason: expect.stringMatching(says),
+      });
+      const { stdout } = await flotilla(['providers', 'show', name, '--url', url], environment()).ended;
+      expect(stdout).toMatch(says);
+      // Where no probe has found it out, a request does.
+      await send('/api/v1/providers', { name: `${name}-unasked`, base_url, probe: 'none' });
+      const alone = { name, targets: [{ provider: `${name}-unasked`, model: 'm' }] };
+      await send('/api/v1/routes', alone);
+      const failed = await send<ErrorBody>('/v1/chat/completions', { model: name, messages: [] });
+      expect(failed.error).toMatchObject({
+        code: 'attempts_exhausted',
+        message: `The backend's certificate ${told}.`,
+      });
+      const backed = [...alone.targets, { provider: 'up', model: 'scripted' }];
+      await send('/api/v1/routes', { name: `${name}-backed`, targets: backed });
+      const body = { model: `${name}-backed`, messages: [] };
+      expect(JSON.stringify(await send('/v1/chat/completions', body))).toContain('through it all');
+    }
     await control.stop();
-    front.close();
+    for (const server of [front, served, misnamed]) server.close();
     await place.drop();
   }, 60_000);
 

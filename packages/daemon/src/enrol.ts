@@ -1,6 +1,6 @@
 import { rm } from 'node:fs/promises';
 import { hostname } from 'node:os';
-import { isThisMachine } from '@flotilla/core';
+import { CERTIFICATE_FAULT, isThisMachine } from '@flotilla/core';
 import { enrolled } from '@flotilla/protocol';
 import { Agent, type Dispatcher, EnvHttpProxyAgent, request } from 'undici';
 import { z } from 'zod';
@@ -258,7 +258,7 @@ function whyUnreachable(url: URL, error: unknown): string {
     return `Nothing listens at ${place}. Check the port, and that the control plane runs.`;
   if (code === 'ENOTFOUND' || code === 'EAI_AGAIN')
     return `The host name ${url.hostname} cannot be looked up. Check the address.`;
-  if (/CERT|SELF_SIGNED|UNABLE_TO|ALTNAME/.test(code)) {
+  if (CERTIFICATE_FAULT.test(code)) {
     return (
       `The certificate of ${place} is not trusted (${code}). If it is your own authority's, give its certificate in ` +
       'NODE_EXTRA_CA_CERTS.'

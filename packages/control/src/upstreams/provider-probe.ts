@@ -1,4 +1,4 @@
-import { type RelayBackend, viaOf } from '@flotilla/core';
+import { CERTIFICATE_FAULT, type RelayBackend, viaOf } from '@flotilla/core';
 import { ERRORS } from '@flotilla/protocol';
 import { type Dispatcher, request } from 'undici';
 
@@ -9,20 +9,26 @@ export type Probed =
   | { kind: 'refused'; status: number }
   /** It is this control plane. */
   | { kind: 'loops' }
-  | { kind: 'failed'; reason: string; nothing_there: boolean };
+  /** `unreachable`: no request would get through either. */
+  | { kind: 'failed'; reason: string; unreachable: boolean };
 
 /** What a control plane answers to what has come through it already. */
 export const LOOP_DETECTED = ERRORS.loop_detected.status;
 const ANSWER_MS = 10_000;
 const MOST_BYTES = 8 * 1024 * 1024;
 const MOST_MODELS = 1000;
-const NOTHING_THERE: Record<string, string> = {
+const UNREACHABLE: Record<string, string> = {
   ECONNREFUSED: 'the connection was refused',
   EHOSTUNREACH: 'its host cannot be reached',
   ENETUNREACH: 'its network cannot be reached',
   ENOTFOUND: 'its host name is not known',
   UND_ERR_CONNECT_TIMEOUT: 'no connection came about in time',
   UND_ERR_ABORTED: 'the proxy (HTTPS_PROXY) does not lead to it',
+  ERR_TLS_CERT_ALTNAME_INVALID:
+    'its certificate is for other names than that of its address: look at its base_url',
+  CERT_HAS_EXPIRED: 'its certificate has expired: it, or the clock of this machine, has to be set right',
+  CERT_NOT_YET_VALID:
+    'its certificate is not valid yet: it, or the clock of this machine, has to be set right',
 };
 
 /**
@@ -49,25 +55,22 @@ export async function probeProvider(
     if (statusCode === 200) return { kind: 'well', models: text === null ? null : modelsOf(text) };
     if (statusCode < 500 && (statusCode < 300 || statusCode >= 400)) return { kind: 'well', models: null };
     if (statusCode === 501) return { kind: 'well', models: null };
-    return { kind: 'failed', reason: `its list of models answered ${statusCode}`, nothing_there: false };
+    return { kind: 'failed', reason: `its list of models answered ${statusCode}`, unreachable: false };
   } catch (error) {
     if (deadline.aborted) {
-      return { kind: 'failed', reason: 'its list of models did not come in time', nothing_there: false };
+      return { kind: 'failed', reason: 'its list of models did not come in time', unreachable: false };
     }
     const { code } = error as { code?: unknown };
-    const nothing = typeof code === 'string' ? NOTHING_THERE[code] : undefined;
+    const why = typeof code === 'string' ? whyUnreachable(code) : undefined;
     // The error's own message may name an address, and is nobody's to read here.
-    const reason = nothing ?? brokenBy(code);
-    return { kind: 'failed', reason, nothing_there: nothing !== undefined };
+    const broke = typeof code === 'string' ? `the connection broke (${code})` : 'the connection broke';
+    return { kind: 'failed', reason: why ?? broke, unreachable: why !== undefined };
   }
 }
 
-function brokenBy(code: unknown): string {
-  if (typeof code !== 'string') return 'the connection broke';
-  if (/CERT|SELF_SIGNED|UNABLE_TO|ALTNAME/.test(code)) {
-    return `its certificate is not trusted (${code}); give an authority of your own in NODE_EXTRA_CA_CERTS`;
-  }
-  return `the connection broke (${code})`;
+function whyUnreachable(code: string): string | undefined {
+  if (code in UNREACHABLE || !CERTIFICATE_FAULT.test(code)) return UNREACHABLE[code];
+  return `its certificate is not trusted (${code}); give an authority of your own in NODE_EXTRA_CA_CERTS`;
 }
 
 async function readText(body: AsyncIterable<Buffer>): Promise<string | null> {

@@ -358,7 +358,7 @@ export function createProvider(first: ProviderRecord, deps: ProviderDeps): Provi
         // One failure may be a blip; a second in a row is not.
         const again = finding.health !== 'healthy' && finding !== UNKNOWN;
         return find({
-          health: again || found.nothing_there ? 'down' : 'degraded',
+          health: again || found.unreachable ? 'down' : 'degraded',
           reason: found.reason,
           alarm: null,
         });

@@ -98,14 +98,20 @@ const SENTENCES: Record<string, string> = {
   UND_ERR_RES_CONTENT_LENGTH_MISMATCH: 'The backend closed the connection before its answer was whole.',
   UND_ERR_HEADERS_OVERFLOW: "The backend's answer has too many headers.",
   HPE_INVALID_EOF_STATE: 'The backend closed the connection before its answer was whole.',
+  ERR_TLS_CERT_ALTNAME_INVALID: "The backend's certificate is for another name.",
+  CERT_HAS_EXPIRED: "The backend's certificate has expired.",
 };
+/** What a TLS handshake says of a certificate that nobody here vouches for. */
+export const CERTIFICATE_FAULT = /CERT|SELF_SIGNED|UNABLE_TO|ALTNAME/;
 
 /** A failure of the connection itself. */
 export function connectionFailure(error: Error, answering: boolean): Failure {
   const code = codeOf(error);
+  const untrusted = code !== undefined && CERTIFICATE_FAULT.test(code);
   const known = code === undefined ? undefined : SENTENCES[code];
-  const fallback =
-    error.name === 'HTTPParserError'
+  const fallback = untrusted
+    ? "The backend's certificate is not trusted."
+    : error.name === 'HTTPParserError'
       ? "The backend's answer is not HTTP."
       : 'The connection to the backend failed.';
   const when = answering ? ' in the middle of its answer' : '';

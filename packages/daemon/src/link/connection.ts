@@ -1,7 +1,7 @@
 import type { IncomingMessage } from 'node:http';
 import { Agent as HttpsAgent } from 'node:https';
 import type { Socket } from 'node:net';
-import { isThisMachine, type LinkPort } from '@flotilla/core';
+import { CERTIFICATE_FAULT, isThisMachine, type LinkPort } from '@flotilla/core';
 import { MESSAGE_MAX_BYTES } from '@flotilla/protocol';
 import { WebSocket } from 'ws';
 import type { Ending } from './refusal.ts';
@@ -225,7 +225,7 @@ function networkSentence(error: Error & { code?: string }): string {
     case 'ECONNRESET':
       return 'The connection was reset.';
     default:
-      if (/CERT|SELF_SIGNED|UNABLE_TO|ALTNAME/.test(error.code ?? '')) {
+      if (CERTIFICATE_FAULT.test(error.code ?? '')) {
         return (
           `The control plane's certificate is not trusted (${error.code}): if it is signed by an authority of your own, ` +
           "give that one's certificate in NODE_EXTRA_CA_CERTS."
