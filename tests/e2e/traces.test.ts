@@ -73,8 +73,9 @@ test('a stream that a client traces goes on in its trace, with what the GenAI co
     { headers: { traceparent: `00-${TRACE}-${PARENT}-01`, 'x-request-id': 'traced-1' } },
   );
   expect(await reply.text()).toContain('[DONE]');
-  expect(steady.requests.at(-1)!.headers['traceparent']).toBe(`00-${TRACE}-${PARENT}-01`);
   const [own, ...below] = await traceOf('traced-1');
+  // What the backend traces is below the request's own span.
+  expect(steady.requests.at(-1)!.headers['traceparent']).toBe(`00-${TRACE}-${own.span_id}-01`);
   expect(own).toMatchObject({ name: 'chat scripted', kind: 2, trace_id: TRACE, parent: PARENT, status: 0 });
   expect(own.service).toBe('fleet of a test');
   expect(own.attributes).toMatchObject({
@@ -135,9 +136,12 @@ test('one that is refused has a span with the refusal, and is no failure of the 
 test('a client that wants no trace gets none', async () => {
   const unsampled = { traceparent: `00-${'b'.repeat(32)}-${PARENT}-00` };
   await (await world.plane.chat(prompt, { headers: unsampled })).text();
+  expect(steady.requests.at(-1)!.headers['traceparent']).toMatch(
+    new RegExp(`^00-${'b'.repeat(32)}-[\\da-f]{16}-00$`),
+  );
   await (await world.plane.chat(prompt, { headers: { 'x-request-id': 'traced-3' } })).text();
-  await traceOf('traced-3');
-  expect(steady.requests.at(-1)!.headers).not.toHaveProperty('traceparent');
+  const [own] = await traceOf('traced-3');
+  expect(steady.requests.at(-1)!.headers['traceparent']).toBe(`00-${own.trace_id}-${own.span_id}-01`);
   expect(collector.spans.filter(({ trace_id }) => trace_id === 'b'.repeat(32))).toEqual([]);
 });
 
@@ -181,6 +185,27 @@ test('no span has a prompt, an answer, a credential, or where a node is', async 
     'out of memory',
   ])
     expect(text).not.toContain(secret);
+});
+
+test('a provider is told of no trace until the operator allows it, and then of the request’s own span', async () => {
+  const upstream = await world.backend((_request, response) => void response.end(chatAnswer('x')), ['up']);
+  const { id } = await world.plane.send<{ id: string }>('POST', '/api/v1/providers', {
+    name: 'up',
+    base_url: upstream.url,
+  });
+  const targets = [{ provider: id, model: 'up' }];
+  await world.plane.send('POST', '/api/v1/routes', { name: 'above', targets });
+  const asked = async (request_id: string) => {
+    const headers = { traceparent: `00-${TRACE}-${PARENT}-01`, 'x-request-id': request_id };
+    const reply = await world.plane.chat({ model: 'above', ...prompt }, { headers });
+    expect(reply.status).toBe(200);
+    const [own] = await traceOf(request_id);
+    return { own, sent: upstream.requests.at(-1)!.headers['traceparent'] };
+  };
+  expect((await asked('traced-6')).sent).toBeUndefined();
+  await world.plane.restart({ FLOTILLA_TRACE_PROVIDERS: 'on' });
+  const { own, sent } = await asked('traced-7');
+  expect(sent).toBe(`00-${TRACE}-${own.span_id}-01`);
 });
 
 test('a collector that is away delays no request', async () => {

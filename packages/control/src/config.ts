@@ -254,6 +254,12 @@ export const controlSettings = z.strictObject({
     ['OTEL_TRACES_SAMPLER_ARG'],
     'Of requests that bring no trace of their own, the part that gets one, from 0 to 1.',
   ),
+  trace_providers: setting(
+    z.enum(['on', 'off'], 'on or off').default('off'),
+    ['FLOTILLA_TRACE_PROVIDERS'],
+    'Whether providers get the `traceparent` of a request, as nodes do. Off: by it they could tell which requests belong ' +
+      'together, and what they trace is seldom yours to read.',
+  ),
   metrics_token: secret(
     z.string().min(16, 'at least 16 characters').max(256).optional(),
     ['FLOTILLA_METRICS_TOKEN'],

@@ -299,6 +299,7 @@ async function assembleServing(deps: ServingDeps, undo: Undo) {
     proxies: config,
     user_agent: 'flotilla',
     pseudonym: pseudonymOf(replica),
+    traced: config.trace_providers === 'on',
     keyOf: (record) => keyOfProvider(deps.sealer, record),
     elsewhere: ({ job, node }) =>
       servedElsewhereInOrder(job.placement, routes.tiers(job.request.model), node.id),

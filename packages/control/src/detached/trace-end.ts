@@ -27,11 +27,7 @@ export async function traceEnd(
     const first = attempts[0]?.offered_at;
     const operation = job.operation as Operation;
     const model = job.model ?? '';
-    traces.request(
-      { traceparent: state.traceparent ?? undefined },
-      operation,
-      model,
-    )({
+    traces.request({ traceparent: state.traceparent ?? undefined }, operation, model, created_at).ended({
       job: id,
       detached: true,
       request_id: job.request_id ?? '',

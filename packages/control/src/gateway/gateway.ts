@@ -19,7 +19,7 @@ import type { Attempt } from '../dispatch/attempt.ts';
 import type { Dispatcher } from '../dispatch/dispatcher.ts';
 import { jobRecord } from '../dispatch/job-record.ts';
 import type { Metrics } from '../telemetry/metrics.ts';
-import { type TracedEnd, type Traces, traceparentOf } from '../telemetry/traces.ts';
+import type { TracedRequest, Traces } from '../telemetry/traces.ts';
 import { type ModelRoutes, mayUse } from '../upstreams/model-routes.ts';
 import { createAffinity } from './affinity.ts';
 import { Answer, type AnswerOutcome } from './answer.ts';
@@ -169,7 +169,7 @@ export function createGateway(deps: GatewayDeps): Gateway {
       labels: key.node_labels,
       session: read.affinity,
       via: read.via,
-      traceparent: traceparentOf(request.headers),
+      traceparent: traced.traceparent,
       affinity: read.affinity === null ? null : affinity.node(key.id, read.affinity),
       priority: 0,
     };
@@ -192,16 +192,11 @@ export function createGateway(deps: GatewayDeps): Gateway {
     }
   }
 
-  function ended(
-    job: ActiveJob,
-    answered: AnswerOutcome,
-    operation: Operation,
-    traced: (ended: TracedEnd) => void,
-  ): void {
+  function ended(job: ActiveJob, answered: AnswerOutcome, operation: Operation, traced: TracedRequest): void {
     const { outcome, status, usage, first_byte_ms, finished_ms: total_ms } = answered;
     const { id, model, request_id } = job.request;
     metrics.requestEnded({ operation, model, outcome, total_ms, first_byte_ms, usage });
-    traced({
+    traced.ended({
       job: id,
       request_id,
       model,

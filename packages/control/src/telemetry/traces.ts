@@ -16,24 +16,33 @@ import { ERRORS, type ErrorCode, type Operation, type TokenUsage } from '@flotil
 import type { IncomingHttpHeaders } from 'node:http';
 
 /**
- * Spans of inference requests, with the names of the GenAI conventions. A span is made when its request is over, out of
- * what the record of the request has anyway: the hot path carries the client's trace along and does nothing more, and
- * nothing at all where no traces are wanted. No span holds a prompt, an answer, or an address of a node.
+ * Spans of inference requests, with the names of the GenAI conventions. A request's own span begins with it, so that
+ * whoever is asked can be in the trace below it; what is in it, and its parts, are told when the request is over, out of
+ * what its record has anyway. Where no traces are wanted, nothing of this is done. No span holds a prompt, an answer, or an
+ * address of a node.
  */
 export interface Traces {
   /** Whether anybody wants them: what costs a look-up is asked for only then. */
   readonly wanted: boolean;
-  /** A request became a job. @returns what is to be called when it is over */
+  /** A request becomes a job. @param began_at wall-clock time, where it is not now */
   request(
     headers: IncomingHttpHeaders,
     operation: Operation,
     asked_model: string,
-  ): (ended: TracedEnd) => void;
+    began_at?: number,
+  ): TracedRequest;
   /** It was refused before it became one. */
   refused(headers: IncomingHttpHeaders, operation: Operation, code: ErrorCode): void;
 }
 
-export interface TracedEnd {
+export interface TracedRequest {
+  /** What those who are asked for it are given: its own span, or else what the client sent; null: neither. */
+  readonly traceparent: string | null;
+  /** It is over. */
+  ended(end: TracedEnd): void;
+}
+
+interface TracedEnd {
   job: string;
   /** Nobody waited for it on a connection. */
   detached?: true;
@@ -54,7 +63,11 @@ export interface TracedEnd {
 }
 
 const NOTHING = () => undefined;
-export const NO_TRACES: Traces = { wanted: false, request: () => NOTHING, refused: NOTHING };
+export const NO_TRACES: Traces = {
+  wanted: false,
+  request: (headers) => ({ traceparent: traceparentOf(headers), ended: NOTHING }),
+  refused: NOTHING,
+};
 
 const GENAI_NAME: Record<Operation, string> = {
   chat: 'chat',
@@ -68,9 +81,17 @@ export function tracesOn(tracer: Tracer, public_url: string | undefined, wall_ms
   const server = serverAttributes(public_url);
   return {
     wanted: true,
-    request(headers, operation, asked_model) {
+    request(headers, operation, asked_model, began_at = wall_ms()) {
       const parent = contextOf(headers);
-      return (ended) => tell(parent, operation, asked_model, ended);
+      const asked = asked_model.slice(0, MODEL_MAX);
+      const span = begin(parent, `${GENAI_NAME[operation]} ${asked}`, operation, at(began_at), {
+        'gen_ai.request.model': asked,
+      });
+      const { traceId, spanId, traceFlags } = span.spanContext();
+      return {
+        traceparent: `00-${traceId}-${spanId}-0${traceFlags}`,
+        ended: (end) => tell(span, trace.setSpan(parent, span), end),
+      };
     },
     refused(headers, operation, code) {
       const now = at(wall_ms());
@@ -79,11 +100,9 @@ export function tracesOn(tracer: Tracer, public_url: string | undefined, wall_ms
     },
   };
 
-  function tell(parent: Context, operation: Operation, asked_model: string, ended: TracedEnd): void {
+  function tell(span: Span, own: Context, ended: TracedEnd): void {
     const { created_at, usage } = ended;
-    const asked = asked_model.slice(0, MODEL_MAX);
-    const span = begin(parent, `${GENAI_NAME[operation]} ${asked}`, operation, at(created_at), {
-      'gen_ai.request.model': asked,
+    span.setAttributes({
       'gen_ai.response.model': ended.model,
       'gen_ai.usage.input_tokens': usage.prompt_tokens,
       'gen_ai.usage.output_tokens': usage.completion_tokens,
@@ -94,7 +113,6 @@ export function tracesOn(tracer: Tracer, public_url: string | undefined, wall_ms
       ...(ended.detached === true && { 'flotilla.detached': true }),
       ...(ended.first_byte_ms !== null && { 'flotilla.first_byte_ms': ended.first_byte_ms }),
     });
-    const own = trace.setSpan(parent, span);
     const waited_ms = ended.queue_ms ?? ended.total_ms;
     tracer.startSpan('queue', { startTime: at(created_at) }, own).end(at(created_at, waited_ms));
     for (const attempt of ended.attempts) tellAttempt(own, attempt, ended);

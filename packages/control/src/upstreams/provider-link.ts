@@ -37,6 +37,8 @@ export interface ProviderLinkDeps {
   dispatcher: () => Dispatcher;
   /** This control plane's name in `Via`. */
   pseudonym: string;
+  /** It gets the `traceparent` of what it is asked. */
+  traced: boolean;
   /** How the provider is asked from now on; null: its key cannot be used. */
   upstream(): Upstream | null;
   /** A request is over; what became of it says how the provider is. @returns what is told of a failure */
@@ -117,6 +119,7 @@ export function openProviderLink(node: FleetNode, deps: ProviderLinkDeps): Link 
       streaming: request.streaming,
       add_usage: request.add_usage,
       request_id: request.request_id,
+      ...(deps.traced && request.traceparent !== null && { traceparent: request.traceparent }),
       via: viaOf([...request.via, deps.pseudonym]),
       deadlines: { ...times, first_byte_ms: first_byte_timeout_ms ?? times.first_byte_ms },
     };

@@ -60,6 +60,8 @@ export interface ProviderDeps {
   dispatcher: () => Scheduler;
   /** This control plane's name in `Via`. */
   pseudonym: string;
+  /** Providers get the `traceparent` of what they are asked. */
+  traced: boolean;
   connect_timeout_ms: number;
   proxies: ProxySettings;
   user_agent: string;
@@ -111,6 +113,7 @@ export function createProvider(first: ProviderRecord, deps: ProviderDeps): Provi
     deadlines: deps.deadlines,
     dispatcher: deps.dispatcher,
     pseudonym: deps.pseudonym,
+    traced: deps.traced,
     upstream: () => backend && { agent, backend, first_byte_timeout_ms: record.first_byte_timeout_ms },
     ended,
   });
