@@ -93,6 +93,15 @@ describe('an answer', () => {
     expect(completed.usage).toEqual(tokens);
   });
 
+  test('that refuses the request and repeats the key leaves the machine without it', async () => {
+    bench.backend.answer = ({ response }) => void response.writeHead(400).end('{"error":"bad key: yes"}');
+    await bench.start();
+    await bench.up();
+    const stream = bench.control.offer('job_a');
+    await bench.control.message('job.completed', 'job_a');
+    expect(bench.control.stream(stream).body.toString()).toBe('{"error":"bad key: ***"}');
+  });
+
   test('to a request body of megabytes arrives as well, acknowledged on its way', async () => {
     await bench.start();
     await bench.up();
