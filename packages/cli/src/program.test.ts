@@ -37,6 +37,7 @@ const COMMANDS = [
   'nodes models',
   'nodes show',
   'nodes cordon',
+  'nodes update',
   'nodes uncordon',
   'nodes drain',
   'nodes rotate',
@@ -140,6 +141,7 @@ describe('wrong usage ends with 2 and says what was meant', () => {
     ['node leave --deadline 2d', '1d at most'],
     ['keys create x --admin --scope jobs', '--admin may do everything'],
     ['keys update key_1', 'Nothing to change'],
+    ['nodes update attic', 'Nothing to change'],
     ['sim backend --fault sulk', 'There are: '],
     ['models --url localhost:7400', 'is no address'],
     ['up --port 65536', '65535 at most'],
@@ -233,7 +235,9 @@ describe('a failure ends with 1, on stderr, with what to do next', () => {
       url.replace('http', 'https'),
     ]);
     expect(code).toBe(1);
-    expect(stderr).toContain('speaks no TLS: its address begins with http://');
+    expect(stderr).toMatch(
+      /cannot be reached: .*\nWhat listens there speaks no TLS: its address begins with http:/,
+    );
   });
 
   test('no key is known', async () => {
@@ -366,6 +370,22 @@ describe('output', () => {
     expect(stdout).toMatch(/attic +suspect +degraded +1\/4 +llama3 .*2\.5 H silent/);
     const shown = await run(['nodes', 'show', 'attic'], control.environment);
     expect(shown.stdout).toContain('ollama is slow');
+  });
+
+  test('of a node that is changed is the node; what was not given is not sent', async () => {
+    const control = await serve({
+      'GET /api/v1/nodes': { data: [NODE], next_after: null },
+      'PATCH /api/v1/nodes/node_1': { ...NODE, labels: { room: 'attic' } },
+    });
+    const update = (...flags: string[]) => run(['nodes', 'update', 'attic', ...flags], control.environment);
+    expect((await update('--label', 'room=attic')).stdout).toMatch(/^labels +room=attic$/m);
+    await update('--no-labels', '--model', 'llama3*', '--model', 'qwen3');
+    await update('--model', '*');
+    expect(control.asked.flatMap(({ body }) => body ?? [])).toEqual([
+      { labels: { room: 'attic' } },
+      { labels: {}, allowed_models: ['llama3*', 'qwen3'] },
+      { allowed_models: [] },
+    ]);
   });
 
   test('of an explanation has every node while the job is open, and says where to look once it has ended', async () => {

@@ -166,5 +166,5 @@ function rootCause(error: unknown): string {
   let reason: unknown = error;
   while (reason instanceof Error && reason.cause !== undefined) reason = reason.cause;
   if (reason instanceof AggregateError && reason.errors.length > 0) reason = reason.errors[0];
-  return reason instanceof Error && reason.message !== '' ? reason.message : String(reason);
+  return reason instanceof Error && reason.message !== '' ? reason.message.trim() : String(reason);
 }

@@ -1,16 +1,19 @@
 import type { Command } from 'commander';
 import type { Node } from '@flotilla/sdk';
 import { type ClientFlags, openClient, withClient } from '../client.ts';
+import { UsageError } from '../failure.ts';
 import { findNode } from '../find-node.ts';
 import { withExamples } from '../help.ts';
-import { deadline, duration, positive } from '../parse.ts';
+import { collect, collectLabel, deadline, duration, positive } from '../parse.ts';
 import { formatDuration } from '../terminal/moment.ts';
 import { note, print, printJson } from '../terminal/output.ts';
 import { nodeTable, nodeText } from '../terminal/node.ts';
 import { lastLists } from '../terminal/node-models.ts';
 
 export function addNodes(program: Command): void {
-  const nodes = program.command('nodes').description('the machines: list, inspect, cordon, drain, revoke');
+  const nodes = program
+    .command('nodes')
+    .description('the machines: list, inspect, label, cordon, drain, revoke');
 
   const list = nodes.command('list').description('list the nodes (the default)').action(listNodes);
   list.option('--limit <n>', 'how many at most', positive, 1000);
@@ -34,6 +37,19 @@ export function addNodes(program: Command): void {
     withClient(models),
     ['flotilla nodes models attic', 'with the age of each list'],
     ['flotilla models discover attic', 'asks the node now'],
+  );
+
+  const update = nodes
+    .command('update <node>')
+    .description('change its labels, or the models it may serve; what is not given stays')
+    .option('--label <key=value>', 'its labels from now on; repeat for several', collectLabel)
+    .option('--no-labels', 'take all labels away')
+    .option('--model <model>', 'the only models it may serve; repeat for several, * for all', collect)
+    .action(updateNode);
+  withExamples(
+    withClient(update),
+    ["flotilla nodes update attic --label room=attic --model 'llama3*'", 'all that begin with llama3'],
+    ["flotilla nodes update attic --no-labels --model '*'", 'as it was made'],
   );
 
   const cordon = nodes.command('cordon <node>').description('give it no new work').action(cordonNode);
@@ -102,6 +118,29 @@ async function nodeModels(node: string, flags: ClientFlags): Promise<void> {
   if (lists.backends.length === 0) note(`No backend of ${found.name} is known.`);
   if (!known) note(`It has told no list yet. Ask for one: flotilla models discover ${found.name}`);
   else if (found.state !== 'online') note(`${found.name} is ${found.state}: these lists are its last ones.`);
+}
+
+interface UpdateFlags extends ClientFlags {
+  label?: Record<string, string>;
+  /** False with `--no-labels`. */
+  labels: boolean;
+  model?: string[];
+}
+
+async function updateNode(node: string, flags: UpdateFlags): Promise<void> {
+  const labels = flags.label ?? (flags.labels ? undefined : {});
+  const allowed_models = flags.model?.includes('*') === true ? [] : flags.model;
+  if (labels === undefined && allowed_models === undefined) {
+    throw new UsageError('Nothing to change was given.', 'See what can be: flotilla nodes update --help');
+  }
+  const client = await openClient(flags);
+  const { id } = await findNode(client, node);
+  const updated = await client.nodes.update(id, {
+    ...(labels && { labels }),
+    ...(allowed_models && { allowed_models }),
+  });
+  if (flags.json) return printJson(updated);
+  print(nodeText(updated));
 }
 
 async function cordonNode(node: string, flags: ClientFlags): Promise<void> {
