@@ -1,5 +1,7 @@
+import type { JobView, Verdict } from '@flotilla/protocol';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { chatAnswer, chatChunk, DONE, SSE, type SeenRequest } from '../support/scripted-backend.ts';
+import { enrolRawNode, rawRegistration } from '../support/raw-node.ts';
 import { until } from '../support/until.ts';
 import { type TestNode, type World, openWorld } from '../support/world.ts';
 import type { ServerResponse } from 'node:http';
@@ -167,6 +169,55 @@ describe('a backend that fails before the first byte', () => {
     const answer = await reply;
     expect(answer.status).toBe(400);
     expect(await answer.text()).toBe(body);
+  });
+});
+
+describe('a detached job that a node has finished in time', () => {
+  it('is its result’s, though the node was away and hands it in after the deadline', async () => {
+    const RUN_MS = 1000;
+    const node = await enrolRawNode(world, 'returning');
+    const link = await node.join();
+    link.beats(500);
+    const submit = (more: object) =>
+      world.plane.send<{ id: string }>('POST', '/api/v1/jobs', {
+        model: 'returning',
+        request: { messages: [] },
+        ...more,
+      });
+    const show = (id: string) => world.plane.get<JobView>(`/api/v1/jobs/${id}`);
+    const ended = (id: string) =>
+      until('it has ended', async () => {
+        const job = await show(id);
+        return job.finished_at !== null && job;
+      });
+    const offered = link.next('job.offer');
+    const { id } = await submit({ run_timeout_ms: RUN_MS });
+    const { job, attempt } = await offered;
+    link.send({ type: 'job.started', job, attempt });
+    await until('it runs', async () => (await show(id)).state === 'running');
+    const began_ms = performance.now();
+    link.close();
+
+    const back = await node.dial();
+    const registered = back.next('node.registered');
+    const item = { job, attempt, owner: 'store', backend: 'backend', state: 'finished', body_offset: 0 };
+    back.send(rawRegistration('returning', { inventory: [{ ...item, stream_offset: 2 }] }));
+    back.beats(500);
+    const [{ verdict, stream }] = (await registered).verdicts as [Verdict];
+    expect(verdict).toBe('keep');
+    await until('its time is over', () => performance.now() - began_ms > RUN_MS);
+    // Another one's end says that deadlines were looked at since.
+    const { id: other } = await submit({ queue_timeout_ms: 1 });
+    expect((await ended(other)).error).toMatchObject({ code: 'queue_timeout' });
+    expect((await show(id)).state).toBe('running');
+
+    back.frame(2, stream!, 0, JSON.stringify({ status: 200, headers: {} }));
+    back.frame(3, stream!, 0, '{}');
+    back.frame(4, stream!, 2, Buffer.of(0));
+    const usage = { prompt_tokens: 1, completion_tokens: 1, estimated: false };
+    back.send({ type: 'job.completed', job, attempt, result: { status: 200, length: 2 }, usage });
+    expect(await ended(id)).toMatchObject({ state: 'succeeded' });
+    back.close();
   });
 });
 

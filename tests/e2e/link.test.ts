@@ -281,6 +281,34 @@ describe('a detached job that a node has failed', () => {
   });
 });
 
+describe('a detached job that its node says it has finished', () => {
+  it('is not waited for beyond its deadline for longer than a lease lasts', async () => {
+    const node = await enrolRawNode(world, 'returning');
+    const link = await node.join();
+    link.beats(100);
+    const offered = link.next('job.offer');
+    const body = { model: 'returning', request: { messages: [] }, run_timeout_ms: 1000 };
+    const { id } = await world.plane.send<{ id: string }>('POST', '/api/v1/jobs', body);
+    const attempt = fence(await offered);
+    link.send({ type: 'job.started', ...attempt });
+    const show = () => world.plane.get<JobView>(`/api/v1/jobs/${id}`);
+    await until('it runs', async () => (await show()).state === 'running');
+    link.close();
+    const back = await node.dial();
+    const registered = back.next('node.registered');
+    const item = { ...attempt, owner: 'store', backend: 'backend', state: 'finished', body_offset: 0 };
+    back.send(rawRegistration('returning', { inventory: [{ ...item, stream_offset: 2 }] }));
+    back.beats(100);
+    expect((await registered).verdicts).toMatchObject([{ verdict: 'keep' }]);
+    const job = await until('it has ended', async () => {
+      const view = await show();
+      return view.finished_at !== null && view;
+    });
+    expect(job).toMatchObject({ state: 'timed_out', error: { code: 'run_timeout' } });
+    back.close();
+  });
+});
+
 describe('detached work of a node that falls silent with most of the fleet', () => {
   it('is held back until fewer are silent, and then given to another', async () => {
     // Those that other tests left behind are silent, too.

@@ -160,6 +160,7 @@ export function startDetached(deps: DetachedDeps): Detached {
     ready: (lane, order_key, priority) => ready.found(lane, order_key, priority),
     wake: () => claims.wake(),
     spared: async () => [...transitions.jobs(), ...(await returns.spared())],
+    spareEndsIn: () => returns.spareEndsIn(),
     sweepNodes: () => returns.sweep(),
   });
   // What the process before this one had given away, to nodes that do not come back with it.
@@ -177,6 +178,11 @@ export function startDetached(deps: DetachedDeps): Detached {
     },
     wake: () => claims.wake(),
     ask: (node, link, items) => returns.ask(node, link, items),
+    handsIn({ job, number }) {
+      returns.handsIn(job.id, number);
+      // From then on its deadline counts again.
+      upkeep.wakeIn(deps.lease_ttl_ms);
+    },
   };
   return {
     accept,

@@ -34,11 +34,16 @@ export interface Returns {
    * failed try of each, so that no node can hold up the others.
    */
   results(): Promise<unknown>;
+  /** A node came back with this job's result, within its lease, and hands it in now. */
+  handsIn(job: string, attempt: number): void;
   /**
    * Nodes that may still come back with a result that is older than any deadline, and jobs that nodes have come back
-   * with. What the sweep takes from a node ends by the deadline of its new wait.
+   * with: until the store says whose they are, or for as long as a lease, once. What the sweep takes from a node ends by
+   * the deadline of its new wait.
    */
   spared(): Promise<string[]>;
+  /** How long until one of these jobs is spared no longer; Infinity: there is none. */
+  spareEndsIn(): number;
   /** Looks for what is lost with nodes that are gone, or that came back without it. */
   sweep(): Promise<void>;
   /** The same for these nodes, whatever of the present connection they hold: no claim is under way. */
@@ -54,13 +59,25 @@ export function createReturns(deps: ReturnsDeps): Returns {
   /** Items that the store is being asked about, by node and attempt, with the link that asks. */
   const asking = new Map<string, Link>();
   const results = new Set<Promise<unknown>>();
+  /** Jobs whose results nodes came back with, and until when no deadline ends them. */
+  const handed_in = new Map<string, { attempt: number; until_ms: number }>();
   return {
     ask(node, link, items) {
       const fresh = items.filter((item) => asking.get(keyOf(node.id, item)) !== link);
       if (fresh.length > 0) void settle(node, link, fresh);
     },
     results: () => Promise.all(results),
+    handsIn(job, attempt) {
+      // Once: a link that breaks again and again does not hold up the deadline for ever.
+      if (handed_in.get(job)?.attempt === attempt) return;
+      handed_in.set(job, { attempt, until_ms: clock.now_ms() + deps.lease_ttl_ms });
+    },
     spared,
+    spareEndsIn() {
+      const now_ms = clock.now_ms();
+      const left = [...handed_in.values()].map(({ until_ms }) => until_ms - now_ms);
+      return Math.min(...left.filter((ms) => ms > 0));
+    },
     sweep,
     async reclaim(nodes) {
       for (const node of nodes) await reclaim(node.id, node, true);
@@ -122,7 +139,10 @@ export function createReturns(deps: ReturnsDeps): Returns {
       // The sweep leaves it alone while the brake holds: a deadline is what ends its jobs then.
       return node?.state !== 'online' && !(node?.state === 'offline' && deps.heldBack());
     });
-    return [...away, ...[...asking.keys()].map((key) => key.slice(key.lastIndexOf(' ') + 1))];
+    for (const job of handed_in.keys()) if (!held.jobs.has(job)) handed_in.delete(job);
+    const now_ms = clock.now_ms();
+    const coming = [...handed_in].flatMap(([job, { until_ms }]) => (now_ms < until_ms ? [job] : []));
+    return [...away, ...coming, ...[...asking.keys()].map((key) => key.slice(key.lastIndexOf(' ') + 1))];
   }
 
   async function sweep(): Promise<void> {

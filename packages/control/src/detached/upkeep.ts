@@ -17,6 +17,8 @@ export interface UpkeepDeps {
   wake(): void;
   /** Nodes and jobs whose end is decided by what nodes come back with, or by the look at them; not by a deadline. */
   spared(): Promise<string[]>;
+  /** How long until a job is not among them any more; Infinity: none is that depends on time. */
+  spareEndsIn(): number;
   /** Looks for what was lost with nodes. */
   sweepNodes(): Promise<void>;
 }
@@ -90,7 +92,8 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
       // After it: what was lost with a node is ready now.
       if (readied || slow) await findLanes();
       if (slow) await erase();
-      schedule(Math.min((await store.nextDue(await deps.spared())) ?? SLOW_LOOK_MS, SLOW_LOOK_MS));
+      const due_in_ms = (await store.nextDue(await deps.spared())) ?? SLOW_LOOK_MS;
+      schedule(Math.min(due_in_ms, deps.spareEndsIn(), SLOW_LOOK_MS));
     } catch (error) {
       log.warn({ error }, 'Detached jobs could not be looked after; it will be tried again.');
       schedule(RETRY_MS);

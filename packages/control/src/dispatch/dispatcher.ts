@@ -84,6 +84,8 @@ interface StoresWork {
   wake(): void;
   /** The node came back with these, which are the store's and not known here. */
   ask(node: FleetNode, link: Link, items: readonly InventoryItem[]): void;
+  /** The node came back with the attempt's result, which follows. */
+  handsIn(attempt: Attempt): void;
 }
 
 const NO_STORES_WORK: StoresWork = {
@@ -93,6 +95,7 @@ const NO_STORES_WORK: StoresWork = {
   holdBack() {},
   wake() {},
   ask() {},
+  handsIn() {},
 };
 
 export interface Dispatcher {

@@ -111,6 +111,7 @@ function verdictOn(
   if (item.state === 'receiving') acceptAttempt(dispatcher, attempt);
   if (item.state === 'running' || item.state === 'finished') startAttempt(dispatcher, attempt);
   attempt.ended = null;
+  if (item.state === 'finished' && !attempt.job.kernel.policy.attached) dispatcher.stores.handsIn(attempt);
   return { ...fence, verdict: 'keep', stream, acked_offset: attempt.credited, head_received: attempt.head };
 }
 
