@@ -30,6 +30,7 @@ export function aDetachedJob(over: Partial<DetachedJob> = {}): DetachedJob {
     run_timeout_ms: 600_000,
     idempotency: null,
     traceparent: null,
+    reserved_tokens: 100,
     created_at: T0,
     ...over,
   };
@@ -56,6 +57,7 @@ export function aFinish(fence: JobFence, over: Partial<Finish> = {}): Finish {
     error_message: null,
     result: '{"choices":[]}',
     usage: null,
+    provisional: false,
     ...over,
   };
 }

@@ -167,10 +167,97 @@ export function detachedSuite(subject: Subject): void {
           outcome: 'attempts_exhausted',
           status: 502,
           attempts: 1,
-          prompt_tokens: 0,
+          // By the bytes of its request: it had started.
+          prompt_tokens: 4,
           estimated: true,
         },
       ]);
+    });
+
+    test('an end without its node’s word has an estimate, which that word replaces once', async () => {
+      const [cancelled, waiting, expired, lost] = [
+        await leased(subject.store),
+        aDetachedJob(),
+        await leased(subject.store, { run_timeout_ms: 0 }),
+        await leased(subject.store),
+      ];
+      await subject.store.acceptJobs([waiting]);
+      await subject.store.startJobs([cancelled, expired, lost].map(fenceOf));
+      const ends = [];
+      for (const { id } of [cancelled, waiting]) ends.push(await subject.store.cancelJob(id, 'by its owner'));
+      await subject.sql.query('select pg_sleep(0.01)');
+      const timed_out = await subject.store.expireJobs(100, []);
+      await subject.store.finishJobs([aFinish(lost, { state: 'failed', error_code: 'attempts_exhausted' })]);
+      const ids = [cancelled, waiting, expired, lost].map(({ id }) => id);
+      const rows = async () => {
+        const found = new Map((await subject.store.findUsage(ids)).map((row) => [row.job, row]));
+        return ids.map((id) => found.get(id)!);
+      };
+      const told = ends.map((end) => ('cancelled' in end ? end.cancelled.usage : undefined));
+      const before = await rows();
+      expect(before.slice(0, 3)).toEqual([...told, timed_out.find(({ id }) => id === expired.id)!.usage]);
+      const tokens = (some: typeof before) => some.map((row) => [row.prompt_tokens, row.completion_tokens]);
+      expect(tokens(before)).toEqual([4, 0, 4, 4].map((prompt) => [prompt, 0]));
+      expect(before.map(({ estimated }) => estimated)).toEqual([true, true, true, true]);
+
+      const word = { attempt: 1, node: 'node_a', prompt_tokens: 11, completion_tokens: 22, cached_tokens: 3 };
+      const strange = [
+        { attempt: 2, node: 'node_a' },
+        { attempt: 1, node: 'node_b' },
+      ];
+      for (const other of strange)
+        await subject.store.correctUsage(ids.map((job) => ({ job, ...word, ...other, estimated: false })));
+      expect(await rows()).toEqual(before);
+      await subject.store.correctUsage(ids.map((job) => ({ job, ...word, estimated: true })));
+      const after = await rows();
+      expect(tokens(after)).toEqual([
+        [11, 22],
+        [0, 0],
+        [11, 22],
+        [11, 22],
+      ]);
+      expect(after[0]).toEqual({ ...before[0], prompt_tokens: 11, completion_tokens: 22, cached_tokens: 3 });
+      const again = { ...word, prompt_tokens: 500, estimated: false };
+      await subject.store.correctUsage([...ids, 'job_none'].map((job) => ({ job, ...again })));
+      expect(await rows()).toEqual(after);
+    });
+
+    test('what a result has counted is corrected by nobody', async () => {
+      const [counted, guessed] = [await leased(subject.store), await leased(subject.store)];
+      const usage = (id: string) =>
+        aSettlement({ id }, { node: 'node_a', attempts: 1, estimated: true }).usage;
+      await subject.store.finishJobs([
+        aFinish(counted, { usage: usage(counted.id) }),
+        aFinish(guessed, { usage: usage(guessed.id), provisional: true }),
+      ]);
+      const word = { attempt: 1, node: 'node_a', completion_tokens: 0, cached_tokens: 0, estimated: false };
+      const ids = [counted.id, guessed.id];
+      await subject.store.correctUsage(ids.map((job) => ({ job, ...word, prompt_tokens: 1234 })));
+      const rows = await subject.store.findUsage(ids);
+      expect(new Map(rows.map(({ job, prompt_tokens }) => [job, prompt_tokens]))).toEqual(
+        new Map([
+          [counted.id, usage(counted.id).prompt_tokens],
+          [guessed.id, 1234],
+        ]),
+      );
+    });
+
+    test('open jobs tell what they reserve of their keys, those that have ended nothing', async () => {
+      const [open, done, nobody] = [
+        await leased(subject.store, { key: newId('key'), reserved_tokens: 7 }),
+        await leased(subject.store),
+        aDetachedJob({ key: null }),
+      ];
+      const waiting = aDetachedJob({ reserved_tokens: 8 });
+      await subject.store.acceptJobs([waiting, nobody]);
+      await subject.store.finishJobs([aFinish(done)]);
+      const ids = [open, done, nobody, waiting].map(({ id }) => id);
+      const all = await subject.store.loadReservations(10_000);
+      expect(all.filter(({ job }) => ids.includes(job)).toSorted((a, b) => a.tokens - b.tokens)).toEqual([
+        { job: open.id, key: open.key, tokens: 7, created_at: T0 },
+        { job: waiting.id, key: 'key_a', tokens: 8, created_at: T0 },
+      ]);
+      expect(await subject.store.loadReservations(1)).toEqual(all.slice(0, 1));
     });
 
     test('of twenty results that race, one is accepted', async () => {
@@ -380,7 +467,13 @@ export function detachedSuite(subject: Subject): void {
       const fence = await leased(subject.store);
       await subject.store.startJobs([fenceOf(fence)]);
       expect(await subject.store.cancelJob(fence.id, 'by its owner')).toEqual({
-        cancelled: { id: fence.id, state: 'cancelled', error_code: 'cancelled', fence: fenceOf(fence) },
+        cancelled: {
+          id: fence.id,
+          state: 'cancelled',
+          error_code: 'cancelled',
+          fence: fenceOf(fence),
+          usage: expect.objectContaining({ job: fence.id, outcome: 'cancelled', node: fence.node }),
+        },
       });
       expect(await subject.store.cancelJob(fence.id, 'again')).toEqual({ refused: 'ended' });
       expect(await subject.store.cancelJob('job_none', 'x')).toEqual({ refused: 'unknown' });
@@ -407,12 +500,14 @@ export function detachedSuite(subject: Subject): void {
         state: 'timed_out',
         error_code: 'queue_timeout',
         fence: null,
+        usage: expect.objectContaining({ job: waiting.id, node: null }),
       });
       expect(ended).toContainEqual({
         id: running.id,
         state: 'timed_out',
         error_code: 'run_timeout',
         fence: fenceOf(running),
+        usage: expect.objectContaining({ job: running.id, outcome: 'run_timeout' }),
       });
       expect(new Set(ended.map(({ id }) => id)).size).toBe(ended.length);
       expect(await subject.store.findDetached(endless.id)).toMatchObject({

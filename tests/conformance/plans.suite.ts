@@ -112,6 +112,23 @@ export function plansSuite(subject: Subject): void {
       ['held-nodes', 'jobs_by_node', (s) => s.heldNodes()],
       ['ready-lanes', 'jobs_ready', (s) => s.readyLanes(100, '')],
       ['next-due', 'jobs_deadline', (s) => s.nextDue(['node_x'])],
+      ['find-usage', 'usage_pkey', (s) => s.findUsage(['job_100'])],
+      [
+        'correct-usage',
+        'usage_pkey',
+        (s) =>
+          s.correctUsage([
+            {
+              job: 'job_100',
+              attempt: 1,
+              node: 'node_1',
+              prompt_tokens: 1,
+              completion_tokens: 1,
+              cached_tokens: 0,
+              estimated: false,
+            },
+          ]),
+      ],
       ['cancel-job', 'jobs_pkey', (s) => s.cancelJob('job_100', 'x')],
       ['erase-bodies', 'job_bodies_by_end', (s) => s.eraseBodies(100)],
       ['find-discovery', 'model_discoveries_pkey', (s) => s.findDiscovery('disc_100')],

@@ -7,6 +7,7 @@ import type { Place } from '../support/store.ts';
 import { accountsSuite } from './accounts.suite.ts';
 import { attachedSuite } from './attached.suite.ts';
 import { auditSuite } from './audit.suite.ts';
+import { detachedAccountsSuite } from './detached-accounts.suite.ts';
 import { detachedSuite } from './detached.suite.ts';
 import { discoverySuite } from './discovery.suite.ts';
 import { engineSuite } from './engine.suite.ts';
@@ -46,6 +47,7 @@ export function storeSuite(name: string, makePlace: () => Promise<Place>): void 
     nodesSuite(subject);
     attachedSuite(subject);
     detachedSuite(subject);
+    detachedAccountsSuite(subject);
     auditSuite(subject);
     discoverySuite(subject);
     upstreamsSuite(subject);

@@ -8,6 +8,7 @@ import {
   type SeenRequest,
   SSE,
 } from '../support/scripted-backend.ts';
+import { enrolRawNode, type RawLink, type RawNode, rawRegistration } from '../support/raw-node.ts';
 import { until } from '../support/until.ts';
 import { openWorld, type World } from '../support/world.ts';
 
@@ -380,8 +381,180 @@ describe('a detached job', () => {
       const job = await world.plane.send('POST', `/api/v1/jobs/${left}/cancel`, {}, key);
       expect(job).toMatchObject({ state: 'cancelled' });
     }
-    expect(await budget()).toMatchObject({ used, reserved: 0 });
+    // The backend was asked: its prompt counts, by its bytes.
+    const row = await until('it counts', async () => {
+      const found = (await rowsOf(key)).find(({ job }) => job === left)!;
+      return found.prompt_tokens > 10 && found;
+    });
+    expect(row).toMatchObject({ outcome: 'cancelled', completion_tokens: 0, estimated: true });
+    await until('its key has paid', async () => (await budget()).used === used + row.prompt_tokens);
+    expect(await budget()).toMatchObject({ reserved: 0 });
   });
+});
+
+describe('a detached job that gives no result', () => {
+  const COUNT = { prompt_tokens: 11, completion_tokens: 22, cached_tokens: 0, estimated: false };
+  let node: RawNode;
+  let link: RawLink;
+  beforeAll(async () => {
+    node = await enrolRawNode(world, 'teller');
+    link = await node.join();
+    link.beats(100);
+  });
+  afterAll(() => link?.close());
+
+  /** A job of a key of its own, which the node works on. */
+  async function running(more: Record<string, unknown> = {}, begun = true) {
+    const { key } = await makeKey({
+      scopes: ['jobs'],
+      tokens_per_minute: 1_000_000,
+      token_budget: { tokens: 1000, period: 'total' },
+    });
+    const offered = link.next('job.offer');
+    const body = { ...line('x'), model: 'teller', ...more };
+    const { id } = await world.plane.send<{ id: string }>('POST', '/api/v1/jobs', body, key);
+    const { job, attempt, stream } = await offered;
+    const fence = { job, attempt };
+    link.send({ type: begun ? 'job.started' : 'job.accepted', ...fence });
+    const show = () => world.plane.get<JobView>(`/api/v1/jobs/${id}`, key);
+    if (begun) await until('it runs', async () => (await show()).state === 'running');
+    return {
+      key,
+      fence,
+      stream,
+      cancel: () => world.plane.send('POST', `/api/v1/jobs/${id}/cancel`, {}, key),
+      row: () =>
+        until('it has its row', async () => {
+          const [row, ...others] = await rowsOf(key);
+          expect(others).toEqual([]);
+          return row;
+        }),
+    };
+  }
+  type Running = Awaited<ReturnType<typeof running>>;
+
+  async function expectCost({ key, row }: Running, outcome: string): Promise<void> {
+    await until('the node’s word counts', async () => !(await row()).estimated);
+    expect(await row()).toMatchObject({ outcome, ...COUNT, attempts: 1 });
+    await until('its key has paid', async () => (await limitsOf(key)).budget!.used === 33);
+    const { budget, tokens } = await limitsOf(key);
+    expect(budget).toMatchObject({ reserved: 0, remaining: 967 });
+    // A moment fills it up again, and the estimate would be far from it.
+    expect(tokens!.remaining).toBeGreaterThanOrEqual(1_000_000 - 33);
+  }
+
+  it('costs what its node says it has used once it was cancelled, however often that is said', async () => {
+    const job = await running();
+    const told = link.next('job.cancel');
+    await job.cancel();
+    await told;
+    const before = await job.row();
+    expect(before).toMatchObject({ completion_tokens: 0, estimated: true });
+    expect((await limitsOf(job.key)).budget).toMatchObject({ used: before.prompt_tokens, reserved: 0 });
+    const released = { type: 'job.released', ...job.fence, started: true };
+    link.send({ ...released, usage: COUNT });
+    link.send({ ...released, usage: COUNT });
+    link.send({ ...released, usage: { ...COUNT, prompt_tokens: 500 } });
+    // What is said of the next one is heard after it.
+    const next = await running();
+    await next.cancel();
+    link.send({ type: 'job.released', ...next.fence, started: true, usage: COUNT });
+    await expectCost(next, 'cancelled');
+    await expectCost(job, 'cancelled');
+  });
+
+  it('costs what its node says when its time was over', async () => {
+    const told = link.next('job.cancel');
+    const job = await running({ run_timeout_ms: 300 });
+    await told;
+    const message = 'The work ran longer than its 0.3 s.';
+    const failed = { type: 'job.failed', ...job.fence, code: 'run_timeout', message, retryable: false };
+    link.send({ ...failed, usage: COUNT });
+    await expectCost(job, 'run_timeout');
+    expect((await job.row()).status).toBe(504);
+  });
+
+  it('costs what its node says when its backend failed, and nothing where that got nothing', async () => {
+    const failed = { type: 'job.failed', code: 'backend_error', message: 'ill', retryable: false };
+    const [job, nothing] = [await running(), await running()];
+    link.send({ ...failed, ...job.fence, usage: COUNT });
+    await expectCost(job, 'backend_error');
+    link.send({ ...failed, ...nothing.fence });
+    expect(tokensOf([await nothing.row()])).toBe(0);
+  });
+
+  it('costs by its bytes where its node does not say', async () => {
+    const job = await running();
+    const told = link.next('job.cancel');
+    const answer = JSON.stringify({ text: 'words '.repeat(40) });
+    link.frame(2, job.stream, 0, JSON.stringify({ status: 200, headers: {} }));
+    link.frame(3, job.stream, 0, answer);
+    const ack = link.next('node.heartbeat.ack');
+    link.beat();
+    await ack;
+    await job.cancel();
+    await told;
+    const { prompt_tokens } = await job.row();
+    link.send({ type: 'job.released', ...job.fence, started: true });
+    const row = await until('its answer counts', async () => {
+      const found = await job.row();
+      return found.completion_tokens > 0 && found;
+    });
+    const completion_tokens = Math.ceil(answer.length / 4);
+    expect(row).toMatchObject({ prompt_tokens, completion_tokens, estimated: true });
+    await until('its key has paid', async () => (await limitsOf(job.key)).budget!.used === tokensOf([row]));
+  });
+
+  it('costs its prompt where its backend was asked, though nobody had heard of it by then', async () => {
+    const told = link.next('job.cancel');
+    const job = await running({}, false);
+    await job.cancel();
+    await told;
+    expect(tokensOf([await job.row()])).toBe(0);
+    link.send({ type: 'job.released', ...job.fence, started: true });
+    await until('its prompt counts', async () => (await job.row()).prompt_tokens > 10);
+    expect(await job.row()).toMatchObject({ completion_tokens: 0, estimated: true });
+  });
+
+  it('costs the same, and open ones keep what they reserve, when the control plane dies meanwhile', async () => {
+    const [cancelled, open] = [await running(), await running()];
+    await world.plane.send('POST', `/api/v1/nodes/${node.id}/cordon`, {});
+    const body = { ...line('x'), model: 'teller' };
+    const { id } = await world.plane.send<{ id: string }>('POST', '/api/v1/jobs', body, open.key);
+    link.close();
+    await cancelled.cancel();
+    const { reserved } = (await limitsOf(open.key)).budget!;
+    world.plane.program().child.kill('SIGKILL');
+    await world.plane.restart();
+    const items = [cancelled, open].map(({ fence }) => ({ ...fence, owner: 'store', state: 'running' }));
+    const inventory = items.map((item) => ({
+      ...item,
+      backend: 'backend',
+      body_offset: 0,
+      stream_offset: 0,
+    }));
+    link = await node.dial();
+    const verdicts = link.next('inventory.verdicts');
+    link.send(rawRegistration('teller', { inventory }));
+    link.beats(100);
+    expect((await verdicts).verdicts).toMatchObject([{ verdict: 'abandon' }, { verdict: 'keep' }]);
+    expect((await limitsOf(open.key)).budget).toMatchObject({ used: 0, reserved });
+    const larger = { ...body, request: { ...body.request, max_tokens: 1000 } };
+    await expect(world.plane.send('POST', '/api/v1/jobs', larger, open.key)).rejects.toThrow('rate_limited');
+
+    link.send({ type: 'job.released', ...cancelled.fence, started: true, usage: COUNT });
+    await expectCost(cancelled, 'cancelled');
+    expect((await limitsOf(open.key)).budget).toMatchObject({ used: 0, reserved });
+
+    await world.plane.send('POST', `/api/v1/jobs/${id}/cancel`, {}, open.key);
+    await open.cancel();
+    link.send({ type: 'job.released', ...open.fence, started: true, usage: COUNT });
+    await until('its key has paid', async () => (await limitsOf(open.key)).budget!.used === 33);
+    expect((await limitsOf(open.key)).budget).toMatchObject({ reserved: 0 });
+    await until('the other node is back', async () =>
+      (await world.nodes()).every((one) => one.state === 'online'),
+    );
+  }, 60_000);
 });
 
 describe('the order of detached jobs', () => {

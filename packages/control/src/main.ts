@@ -24,6 +24,7 @@ import type { ControlConfig } from './config.ts';
 import { startDiscoveries } from './discovery/discoveries.ts';
 import { createBodyMemory } from './body-memory.ts';
 import { startDetached } from './detached/detached.ts';
+import { RESERVATIONS_MOST } from './detached/reservations.ts';
 import { createDispatcher, type Dispatcher } from './dispatch/dispatcher.ts';
 import { openJobs } from './dispatch/open-jobs.ts';
 import { createFleet } from './fleet/fleet.ts';
@@ -383,6 +384,8 @@ async function assembleServing(deps: ServingDeps, undo: Undo) {
     settings: config,
     metrics,
     limits,
+    keys,
+    reservations: await store.loadReservations(RESERVATIONS_MOST),
     traces,
   });
   undo.push(() => detached.close());

@@ -36,9 +36,14 @@ export function newBudgetWindow(start: number, spent = 0): BudgetWindow {
 export function reserveBudget(window: BudgetWindow, budget: number, tokens: number): BudgetVerdict {
   if (window.spent >= budget) return 'exhausted';
   if (window.open > 0 && window.spent + window.reserved + tokens > budget) return 'held';
+  addReservation(window, tokens);
+  return 'reserved';
+}
+
+/** Reserves without asking what is left: for work that was admitted before. */
+export function addReservation(window: BudgetWindow, tokens: number): void {
   window.reserved += tokens;
   window.open += 1;
-  return 'reserved';
 }
 
 /** Ends a reservation of so many tokens; what the request did cost is added by `spend`. */

@@ -12,6 +12,8 @@ import type { TokenUsage } from '@flotilla/protocol';
 export interface Admission {
   /** `x-ratelimit-*` headers as they stood after it was admitted. */
   readonly headers: Record<string, string>;
+  /** Tokens, until it is settled or undone. */
+  readonly reserved: number;
   /** Gives back its place among the requests at once. */
   release(): void;
   /** Gives back the request and its tokens, for work that was refused before it began. @returns the headers after that */

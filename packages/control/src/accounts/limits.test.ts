@@ -175,7 +175,7 @@ test('what the store says was spent counts, also for a budget that is given late
   const clock = new ManualClock();
   const limits = createLimits(clock, spending);
   limits.admit(keyRecord(), SIZE).settle(cost(60), clock.wall_ms());
-  limits.settled(keyRecord().id, cost(20), clock.wall_ms());
+  limits.settled({ key: keyRecord().id, created_at: clock.wall_ms(), ...cost(20) });
   const used = (period: 'day' | 'total') =>
     limits.left(keyRecord({ token_budget: { tokens: 1000, period } })).budget?.used;
   expect([used('day'), used('total')]).toEqual([81, 480]);
@@ -190,4 +190,38 @@ test('work whose usage row was lost is not counted, as after a restart', () => {
   admission.forget();
   admission.forget();
   expect(limits.left(key).budget).toMatchObject({ used: 0, reserved: 0, remaining: 1000 });
+});
+
+test('a usage row that is corrected counts by the difference, in the budget and in the minute', () => {
+  const clock = new ManualClock();
+  const limits = createLimits(clock);
+  const key = keyRecord({ tokens_per_minute: 1000, token_budget: { tokens: 1000, period: 'day' } });
+  const row = (tokens: number) => ({ key: key.id, created_at: clock.wall_ms(), ...cost(tokens) });
+  limits.admit(key, SIZE).settle(row(20), clock.wall_ms());
+  limits.settled(row(50), row(20));
+  const left = { budget: { used: 50, reserved: 0 }, tokens: { remaining: 950 } };
+  expect(limits.left(key)).toMatchObject(left);
+  limits.settled(row(50), row(50));
+  expect(limits.left(key)).toMatchObject(left);
+  limits.settled(row(30), row(50));
+  expect(limits.left(key)).toMatchObject({ budget: { used: 30 }, tokens: { remaining: 970 } });
+});
+
+test('what was reserved before a restart is reserved again, whatever is left, in the period it was made in', () => {
+  const clock = new ManualClock();
+  const spending = [{ key: keyRecord().id, day: 90, week: 90, month: 90, total: 90 }];
+  const limits = createLimits(clock, spending);
+  const key = keyRecord({ tokens_per_minute: 500, token_budget: { tokens: 100, period: 'day' } });
+  const made_at = clock.wall_ms();
+  const restored = limits.restore(key, { tokens: 60, created_at: made_at });
+  limits.restore(key, { tokens: 60, created_at: made_at - 86_400_000 });
+  expect(limits.left(key)).toMatchObject({
+    budget: { used: 90, reserved: 60, remaining: 0 },
+    tokens: { remaining: 500 },
+  });
+  expect(refusalOf(() => limits.admit(key, SIZE)).code).toBe('rate_limited');
+  restored.settle(cost(5 + 18), made_at);
+  restored.settle(cost(5 + 18), made_at);
+  expect(limits.left(key).budget).toMatchObject({ used: 113, reserved: 0 });
+  expect(refusalOf(() => limits.admit(key, SIZE)).code).toBe('insufficient_credit');
 });

@@ -1,4 +1,5 @@
 import {
+  addReservation,
   type BudgetWindow,
   type BudgetWindows,
   budgetLeft,
@@ -13,12 +14,15 @@ import {
   newBudgetWindows,
   newTokenEstimator,
   periodEnd,
+  periodStart,
   type RequestSize,
+  type Reservation,
   reserveBudget,
   rollWindows,
   spend,
   takeTokens,
   type TokenEstimator,
+  type UsageRecord,
   waitFor,
 } from '@flotilla/core';
 import { FlotillaError, type LimitsView, type TokenBudget, type TokenUsage } from '@flotilla/protocol';
@@ -31,8 +35,9 @@ import { type Rate, rateHeaders, rateLeft } from './rate-headers.ts';
  *
  *     usage rows ──at start──▶ spent ◀──settle── reserved ◀──admit
  *
- * What a key has spent is the sum of its usage rows, so a crash loses what was reserved and nothing else; it also fills
- * the buckets. It is kept for keys without a budget too: one that is given later counts what was before it.
+ * What a key has spent is the sum of its usage rows, so a crash loses what requests under way had reserved and nothing
+ * else; what detached jobs reserve is restored at the start, and the buckets are full then. It is kept for keys without a
+ * budget too: one that is given later counts what was before it.
  */
 export interface Limits {
   /** @throws FlotillaError `rate_limited` or `insufficient_credit`, which take nothing from the key */
@@ -40,9 +45,19 @@ export interface Limits {
   /** `x-ratelimit-*` as they stand, for answers that take nothing. */
   headers(key: KeyRecord): Record<string, string>;
   left(key: KeyRecord): LimitsView;
-  /** Counts work whose admission a restart has lost. */
-  settled(key: string, usage: TokenUsage, created_at: number): void;
+  /**
+   * Reserves again what work that was open when the last process ended had reserved, whatever is left of the budget. Of a
+   * minute it takes nothing: what that work took of one is long past.
+   */
+  restore(key: KeyRecord, reserved: Pick<Reservation, 'tokens' | 'created_at'>): Admission;
+  /**
+   * Counts a usage row that no admission stands for.
+   * @param before what the row said until it was corrected: only the difference counts then
+   */
+  settled(row: CountedRow, before?: TokenUsage): void;
 }
+
+type CountedRow = TokenUsage & Pick<UsageRecord, 'key' | 'created_at'>;
 
 interface Account {
   in_flight: number;
@@ -50,6 +65,21 @@ interface Account {
   tokens: Rate | null;
   readonly estimator: TokenEstimator;
   readonly windows: BudgetWindows;
+}
+
+/** What an admission has taken of its key's limits. */
+interface Held {
+  /** Where its budget's tokens are reserved; null: it has none. */
+  window: BudgetWindow | null;
+  estimate: number;
+  requests: Rate | null;
+  tokens: Rate | null;
+  /** Of the minute's tokens. */
+  taken: number;
+  /** Null: not known any more. */
+  size: RequestSize | null;
+  /** It has a place among the requests at once. */
+  in_place: boolean;
 }
 
 /** How soon another request may be done: nobody can know, so that a client does not ask in a tight loop. */
@@ -65,8 +95,24 @@ export function createLimits(clock: Clock, spending: readonly KeySpending[] = []
     admit,
     headers: (key) => headersOf(accountOf(key)),
     left,
-    settled(key, usage, created_at) {
-      count(accounts.get(key) ?? addAccount(key), usage, created_at);
+    restore(key, { tokens, created_at }) {
+      const account = accountOf(key);
+      const period = key.token_budget?.period;
+      // Made in a period that is over, it costs that one.
+      const runs = period !== undefined && periodStart(period, created_at) === account.windows[period].start;
+      const window = runs ? account.windows[period] : null;
+      if (window !== null) addReservation(window, tokens);
+      const nothing = { requests: null, tokens: null, taken: 0, size: null, in_place: false };
+      return admission(account, { window, estimate: tokens, ...nothing });
+    },
+    settled(row, before) {
+      const { key, created_at } = row;
+      if (key === null) return;
+      const account = accounts.get(key) ?? addAccount(key);
+      const cost = costOf(row) - (before === undefined ? 0 : costOf(before));
+      count(account, cost, created_at);
+      const { tokens } = account;
+      if (tokens !== null) giveTokens(tokens.bucket, tokens.per_minute, -cost, clock.now_ms());
     },
   };
 
@@ -84,9 +130,13 @@ export function createLimits(clock: Clock, spending: readonly KeySpending[] = []
     if (requests !== null) takeTokens(requests.bucket, requests.per_minute, 1, now_ms);
     if (tokens !== null) takeTokens(tokens.bucket, tokens.per_minute, taken, now_ms);
     account.in_flight += 1;
+    return admission(account, { window, estimate, requests, tokens, taken, size, in_place: true });
+  }
 
+  function admission(account: Account, held: Held): Admission {
+    const { window, estimate, requests, tokens, taken, size } = held;
+    let { in_place } = held;
     let state: 'open' | 'settled' | 'over' = 'open';
-    let in_place = true;
     let settled: { cost: TokenUsage; created_at: number } | null = null;
     const put = (cost: number) => {
       if (window !== null) dropReservation(window, estimate);
@@ -95,6 +145,7 @@ export function createLimits(clock: Clock, spending: readonly KeySpending[] = []
     };
     return {
       headers: headersOf(account),
+      reserved: estimate,
       release() {
         if (in_place) account.in_flight -= 1;
         in_place = false;
@@ -112,8 +163,8 @@ export function createLimits(clock: Clock, spending: readonly KeySpending[] = []
         state = 'settled';
         settled = { cost: usage, created_at };
         put(costOf(usage));
-        count(account, usage, created_at);
-        learnUsage(account.estimator, size, usage);
+        count(account, costOf(usage), created_at);
+        if (size !== null) learnUsage(account.estimator, size, usage);
       },
       forget() {
         if (state !== 'settled' || settled === null) return;
@@ -123,9 +174,9 @@ export function createLimits(clock: Clock, spending: readonly KeySpending[] = []
     };
   }
 
-  function count(account: Account, usage: TokenUsage, created_at: number): void {
+  function count(account: Account, cost: number, created_at: number): void {
     rollWindows(account.windows, clock.wall_ms());
-    spend(account.windows, costOf(usage), created_at);
+    spend(account.windows, cost, created_at);
   }
 
   function accountOf(key: KeyRecord): Account {

@@ -6,13 +6,15 @@ import {
   type Log,
   type Random,
   type RequestSize,
+  type Reservation,
   type Store,
   type UsageRecord,
   orderKey,
   refund,
 } from '@flotilla/core';
-import { FlotillaError, type Operation, isTerminal, makeId } from '@flotilla/protocol';
+import { FlotillaError, type Operation, makeId } from '@flotilla/protocol';
 import type { Admission } from '../accounts/admission.ts';
+import type { Keys } from '../accounts/keys.ts';
 import type { Limits } from '../accounts/limits.ts';
 import type { BodyMemory } from '../body-memory.ts';
 import type { Principal } from '../accounts/principal.ts';
@@ -24,6 +26,7 @@ import { createClaims } from './claims.ts';
 import { createHeldJobs } from './held-jobs.ts';
 import { laneText } from './lane.ts';
 import { ReadyLanes } from './ready-lanes.ts';
+import { createReservations } from './reservations.ts';
 import { createReturns } from './returns.ts';
 import { traceEnd } from './trace-end.ts';
 import { openTransitions } from './transitions.ts';
@@ -74,7 +77,10 @@ export interface DetachedDeps {
   /** What it has of requests and results. */
   memory: BodyMemory;
   settings: { run_timeout_ms: number; result_limit_bytes: number; body_limit_bytes: number };
-  limits: Pick<Limits, 'settled'>;
+  limits: Pick<Limits, 'restore' | 'settled'>;
+  keys: Pick<Keys, 'find'>;
+  /** Of the jobs that are open at the start. */
+  reservations: readonly Reservation[];
   traces: Traces;
   metrics: {
     detachedAccepted(): void;
@@ -87,16 +93,11 @@ export interface DetachedDeps {
 const ACCEPT_WITHIN_MS = 15_000;
 const MAX_ATTEMPTS = 3;
 const RETRY_MS = 2000;
-/** More open jobs than this reserve nothing: what they cost is counted at their end alone. */
-const ADMISSIONS_MOST = 100_000;
-const NO_USAGE = { prompt_tokens: 0, completion_tokens: 0, cached_tokens: 0, estimated: true };
 
 export function startDetached(deps: DetachedDeps): Detached {
   const { clock, random, log, store, replica, roster, dispatcher, metrics } = deps;
   const ready = new ReadyLanes();
   const watchers = createWatchers({ clock, log, store });
-  /** What open jobs that were accepted here have reserved of their keys' limits. */
-  const admissions = new Map<string, Admission>();
   const flushed: typeof metrics.storeFlushed = (report) => metrics.storeFlushed(report);
   const transitions = openTransitions({ store, clock, flushed });
   const acceptances = new Batcher<DetachedJob, Acceptance>({
@@ -104,6 +105,17 @@ export function startDetached(deps: DetachedDeps): Detached {
     ping: () => store.ping(),
     clock,
     flushed,
+  });
+  const reservations = createReservations({
+    clock,
+    log,
+    store,
+    limits: deps.limits,
+    restored: deps.reservations,
+    keyOf: (id) => deps.keys.find(id),
+    flushed,
+    works: (job) => held.jobs.has(job),
+    ended: (usage) => held.stop(usage),
   });
   const held = createHeldJobs({
     clock,
@@ -118,10 +130,12 @@ export function startDetached(deps: DetachedDeps): Detached {
     settings: deps.settings,
     woken,
     ended,
-    notOurs: (job) =>
-      void endUnheard(job).catch((error: unknown) =>
-        log.debug({ error }, 'What a job reserves may stay reserved.'),
-      ),
+    told: (word) => reservations.told(word),
+    unheard: (job, ours) =>
+      void reservations.learn([job], ours).catch((error: unknown) => {
+        log.debug({ error, job }, 'Whether a job has ended will be looked for again.');
+        upkeep.doubt();
+      }),
   });
   let held_back = false;
   const returns = createReturns({
@@ -156,7 +170,8 @@ export function startDetached(deps: DetachedDeps): Detached {
     clock,
     log,
     store,
-    expired: (end) => held.stop(end),
+    expired: ({ usage }) => held.stop(usage),
+    learnEnds: () => reservations.learn(new Set([...reservations.jobs(), ...held.jobs.keys()])),
     ready: (lane, order_key, priority) => ready.found(lane, order_key, priority),
     wake: () => claims.wake(),
     spared: async () => [...transitions.jobs(), ...(await returns.spared())],
@@ -183,45 +198,38 @@ export function startDetached(deps: DetachedDeps): Detached {
       // From then on its deadline counts again.
       upkeep.wakeIn(deps.lease_ttl_ms);
     },
+    told: (word) => reservations.told(word),
   };
   return {
     accept,
-    async cancel(id, message) {
-      const cancellation = await store.cancelJob(id, message);
-      if ('cancelled' in cancellation) held.stop(cancellation.cancelled);
-      else await endUnheard(id);
-      return cancellation;
-    },
+    cancel,
     watchers,
-    waiting: () => transitions.waiting + acceptances.waiting,
+    waiting: () => transitions.waiting + acceptances.waiting + reservations.waiting,
     async close() {
       watchers.close();
       await upkeep.close();
       await claims.close();
       held.leaveProviders();
       await Promise.all([acceptances.close(), transitions.close()]);
+      await reservations.close();
     },
   };
 
-  /** What it has cost takes the place of what was reserved for it, here or before a restart. */
-  function ended(job: string, outcome: string, usage: UsageRecord | null): void {
-    metrics.detachedEnded(outcome);
-    if (deps.traces.wanted) void traceEnd(deps, job, outcome, usage);
-    const admission = admissions.get(job);
-    admissions.delete(job);
-    if (admission !== undefined) admission.settle(usage ?? NO_USAGE, usage?.created_at ?? clock.wall_ms());
-    else if (usage !== null && usage.key !== null) deps.limits.settled(usage.key, usage, usage.created_at);
+  function ended(usage: UsageRecord): void {
+    if (!reservations.settle(usage)) return;
+    metrics.detachedEnded(usage.outcome);
+    if (deps.traces.wanted) void traceEnd(deps, usage);
   }
 
-  /** An end whose answer was lost on its way from the store: who works on the job is told, and nothing stays reserved. */
-  async function endUnheard(id: string): Promise<void> {
-    if (!admissions.has(id) && !held.jobs.has(id)) return;
-    const state = (await store.findDetached(id))?.state;
-    // Other ends are said by whoever brought them about, with what they cost.
-    if (state === 'cancelled') held.stop({ id, state, error_code: state, fence: null });
-    else if (state === undefined || isTerminal(state)) {
-      admissions.get(id)?.settle(NO_USAGE, clock.wall_ms());
-      admissions.delete(id);
+  async function cancel(id: string, message: string): Promise<Cancellation> {
+    try {
+      const cancellation = await store.cancelJob(id, message);
+      if ('cancelled' in cancellation) held.stop(cancellation.cancelled.usage);
+      else await reservations.learn([id]);
+      return cancellation;
+    } catch (error) {
+      upkeep.doubt();
+      throw error;
     }
   }
 
@@ -249,6 +257,7 @@ export function startDetached(deps: DetachedDeps): Detached {
       on_node_loss: 'requeue',
       // Each target of a route may fail it once before the last one begins to use up its attempts.
       max_attempts: MAX_ATTEMPTS + Math.max(0, dispatcher.deps.places.tiers(model).length - 1),
+      reserved_tokens: admission.reserved,
       created_at: now,
     };
     const acceptance = await commit(job).catch((error: unknown) => {
@@ -257,8 +266,7 @@ export function startDetached(deps: DetachedDeps): Detached {
     });
     if ('accepted' in acceptance) {
       metrics.detachedAccepted();
-      if (admissions.size < ADMISSIONS_MOST) admissions.set(job.id, admission);
-      else admission.settle(NO_USAGE, now);
+      reservations.hold(job.id, admission);
       ready.note(lane, order_key, rest.priority);
       claims.wake();
       upkeep.wakeIn(job.queue_timeout_ms);

@@ -27,14 +27,15 @@ const claimed: ClaimedJob = {
   failures: 0,
   max_attempts: 3,
   on_node_loss: 'requeue',
-  run_timeout_ms: null,
+  run_timeout_ms: 700,
   traceparent: null,
   created_at: 0,
   request: '{}',
+  request_bytes: 2,
 };
 
-/** A node has the job and says that it has failed for good; the store answers so. */
-async function failedAndAnswered(outcome: ResultOutcome) {
+/** A node has the job; the store answers so to whatever becomes of it. */
+function offered(outcome: ResultOutcome, more: Partial<ClaimedJob> = {}) {
   const clock = new ManualClock();
   const [node] = createRoster(clock, timings(5000)).load([record], []).added;
   const link = { heard: 0, rtt_ms: 0, open: true, offer() {}, send() {}, closeStream() {} };
@@ -65,12 +66,20 @@ async function failedAndAnswered(outcome: ResultOutcome) {
     share: newFairShare(),
     memory: createBodyMemory(1000),
     settings,
-    woken() {},
-    ended: (job, code) => said.push(['ended', job, code]),
-    notOurs: (job) => said.push(['not ours', job]),
+    woken: (in_ms) => void said.push(['woken', in_ms]),
+    ended: ({ outcome, prompt_tokens }) => void said.push(['ended', outcome, prompt_tokens]),
+    told: ({ job, prompt_tokens }) => void said.push(['told', job, prompt_tokens]),
+    unheard: (job) => void said.push(['unheard', job]),
   });
-  held.offer(claimed, spot);
+  held.offer({ ...claimed, ...more }, spot);
   const job = held.jobs.get('job_1')!;
+  return { grants, job, said };
+}
+
+/** A node has the job and says that it has failed for good; the store answers so. */
+async function failedAndAnswered(outcome: ResultOutcome) {
+  const { grants, job, said } = offered(outcome);
+  job.current!.usage = { prompt_tokens: 7, completion_tokens: 0, cached_tokens: 0, estimated: false };
   const event = { code: 'backend_error', message: 'No.', retryable: false, retry_delay_ms: 0 } as const;
   grants.step(job, { type: 'failed', fence: fenceOf(job.current!), ...event });
   await new Promise((over) => void setImmediate(over));
@@ -78,13 +87,38 @@ async function failedAndAnswered(outcome: ResultOutcome) {
 }
 
 test('an end counts once it is in the store, also where the answer to its first writing was lost', async () => {
-  expect(await failedAndAnswered('accepted')).toEqual([['ended', 'job_1', 'backend_error']]);
-  expect(await failedAndAnswered('duplicate')).toEqual([['ended', 'job_1', 'backend_error']]);
+  expect(await failedAndAnswered('accepted')).toEqual([['ended', 'backend_error', 7]]);
+  expect(await failedAndAnswered('duplicate')).toEqual([['ended', 'backend_error', 7]]);
 });
 
-test('an end that came too late is looked into: nothing stays reserved for the job if it is over', async () => {
-  expect(await failedAndAnswered('stale')).toEqual([['not ours', 'job_1']]);
-  expect(await failedAndAnswered('conflict')).toEqual([['not ours', 'job_1']]);
+test('an end that came too late is looked into, and what its node has used is told all the same', async () => {
+  const late = [
+    ['unheard', 'job_1'],
+    ['told', 'job_1', 7],
+  ];
+  expect(await failedAndAnswered('stale')).toEqual(late);
+  expect(await failedAndAnswered('conflict')).toEqual(late);
+});
+
+test('a job that is lost once too often costs its prompt, by its bytes, where the backend had been asked', async () => {
+  const { grants, job, said } = offered('accepted', {
+    failures: 2,
+    request_bytes: 4000,
+    run_timeout_ms: null,
+  });
+  const fence = fenceOf(job.current!);
+  grants.step(job, { type: 'started', fence });
+  job.current!.asked = true;
+  grants.step(job, { type: 'node_lost', fence, retry_delay_ms: 0 });
+  await new Promise((over) => void setImmediate(over));
+  expect(said).toEqual([['ended', 'attempts_exhausted', 1000]]);
+});
+
+test('a job that starts is looked at again when its time is over', async () => {
+  const { job, said } = offered('accepted');
+  job.sink.started(job.current!);
+  await new Promise((over) => void setImmediate(over));
+  expect(said).toEqual([['woken', 700]]);
 });
 
 const SPOT = {

@@ -1,7 +1,6 @@
 import {
   type ClaimedJob,
   type Clock,
-  type EndedJob,
   type FairShare,
   type Finish,
   type JobFence,
@@ -9,11 +8,20 @@ import {
   type Log,
   type ResultOutcome,
   type UsageRecord,
+  type UsageWord,
+  estimateUsage,
   grantedJob,
   heldSlot,
   newJob,
 } from '@flotilla/core';
-import { ERRORS, type InventoryItem, type Operation, STORE_OWNER, type Verdict } from '@flotilla/protocol';
+import {
+  ERRORS,
+  type InventoryItem,
+  type Operation,
+  STORE_OWNER,
+  type TokenUsage,
+  type Verdict,
+} from '@flotilla/protocol';
 import type { BodyMemory } from '../body-memory.ts';
 import type { ActiveJob, JobOwner } from '../dispatch/active-job.ts';
 import { type Attempt, fenceOf } from '../dispatch/attempt.ts';
@@ -49,12 +57,17 @@ export interface HeldJobsDeps {
   share: FairShare;
   memory: BodyMemory;
   settings: { run_timeout_ms: number; result_limit_bytes: number };
-  /** Work is ready, or will be in so many milliseconds. */
+  /** Work is ready; or something is due in so many milliseconds. */
   woken(in_ms: number): void;
-  /** @param usage null: none, it was never worked on to an end */
-  ended(job: string, outcome: string, usage: UsageRecord | null): void;
-  /** It was not this process's word that ended it, if it has ended at all. */
-  notOurs(job: string): void;
+  /** A job has ended, with this row. */
+  ended(usage: UsageRecord): void;
+  /** What a node says of an attempt whose job may have ended without it. */
+  told(word: UsageWord): void;
+  /**
+   * A job may have ended without this process having heard its row.
+   * @param ours it has, by this process's word
+   */
+  unheard(job: string, ours: boolean): void;
 }
 
 export interface HeldJobs {
@@ -78,8 +91,8 @@ export interface HeldJobs {
   ): Promise<void>;
   /** The link to the process that has it is gone: its row tells of it, until its lease is over. */
   orphan(attempt: Attempt): void;
-  /** The store has ended the job: whoever works on it is told to stop. */
-  stop(end: EndedJob): void;
+  /** The store has ended the job, with this row: whoever works on it is told to stop. */
+  stop(usage: UsageRecord): void;
   /** This process ends, and with it what it asks providers: those jobs go back. What nodes have stays theirs. */
   leaveProviders(): void;
 }
@@ -231,6 +244,8 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
       (outcome) => {
         if (outcome === 'stale') drop(job, 'The job is not this attempt’s any more.');
         else watchers.moved(job.id);
+        // Its deadline may be before any that was known of.
+        if (job.kernel.policy.run_timeout_ms !== null) deps.woken(job.kernel.policy.run_timeout_ms);
       },
       (error: unknown) => log.warn({ error, job: job.id }, 'The start of a job was not recorded.'),
     );
@@ -272,7 +287,7 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
           },
         }).then(
           (outcome) => {
-            if (outcome !== 'accepted') return deps.notOurs(job.id);
+            if (outcome !== 'accepted') return notOurs(attempt);
             if (delay_ms === 0) deps.ready.note(job.lane, job.order_key, job.request.priority);
             deps.woken(delay_ms);
           },
@@ -282,18 +297,20 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
       finish(job, end) {
         slotHeld(job);
         if (moot.has(job)) return forget(job);
-        const row = finishRow(fence, job, end);
-        commit(job, job.last!, { type: 'finish', row }).then(
+        const attempt = job.last!;
+        const row = finishRow(claimed, job, end);
+        commit(job, attempt, { type: 'finish', row }).then(
           (outcome) => {
             // Sent again after its answer was lost: it is this end that counts, and nobody has heard of it yet.
             const ours = outcome === 'accepted' || (outcome === 'duplicate' && !moot.has(job));
-            if (ours) deps.ended(job.id, row.error_code ?? 'succeeded', row.usage);
-            else deps.notOurs(job.id);
+            if (ours) deps.ended(row.usage);
+            else notOurs(attempt);
           },
           () => undefined,
         );
       },
       deadlineMoved() {},
+      told,
       failedBy(job, node) {
         job.lane = laneAfter(job.lane, node);
       },
@@ -304,6 +321,18 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
       },
     };
     return owner;
+
+    /** The store has ended the job, or given it away, before what the node says of it got there. */
+    function notOurs(attempt: Attempt): void {
+      deps.unheard(claimed.id, false);
+      told(attempt);
+    }
+
+    function told(attempt: Attempt): void {
+      const usage = attempt.usage ?? usageSoFar(claimed, attempt);
+      if (usage === null) return;
+      deps.told({ job: claimed.id, attempt: attempt.number, node: attempt.node.id, ...usage });
+    }
 
     async function commit(
       job: ActiveJob,
@@ -344,19 +373,20 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
     grants.settleSlot(attempt);
   }
 
-  function finishRow(fence: JobFence, job: ActiveJob, end: RuledEnd): Finish {
+  function finishRow(claimed: ClaimedJob, job: ActiveJob, end: RuledEnd): Finish & { usage: UsageRecord } {
     const attempt = job.last!;
     const collected = collectorOf(job);
     const judged = judge(end, collected);
     return {
-      ...fence,
+      ...bare(claimed),
       ...storyOf(attempt),
       state: judged.state,
       digest: job.kernel.accepted?.digest ?? `${judged.code}:${judged.message}`,
       error_code: judged.code,
       error_message: judged.message,
       result: judged.result,
-      usage: usageOf(job, attempt, end, judged.code ?? 'succeeded'),
+      usage: usageOf(claimed, attempt, end, judged.code ?? 'succeeded'),
+      provisional: end.result === null && attempt.usage === null,
     };
   }
 
@@ -376,15 +406,11 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
     return { state, code, message, result: text };
   }
 
-  function usageOf(job: ActiveJob, attempt: Attempt, end: RuledEnd, outcome: string): UsageRecord {
+  function usageOf(claimed: ClaimedJob, attempt: Attempt, end: RuledEnd, outcome: string): UsageRecord {
+    const { job } = attempt;
     const { request } = job;
     const now = clock.wall_ms();
-    const usage = end.result?.usage ?? {
-      prompt_tokens: 0,
-      completion_tokens: 0,
-      cached_tokens: 0,
-      estimated: true,
-    };
+    const usage = end.result?.usage ?? attempt.usage ?? usageSoFar(claimed, attempt) ?? NO_TOKENS;
     return {
       job: job.id,
       request_id: request.request_id,
@@ -420,10 +446,10 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
           error_message: LOST,
           result: null,
           usage: null,
+          provisional: true,
         },
       });
-      if (outcome === 'accepted') deps.ended(fence.id, 'attempts_exhausted', null);
-      else deps.notOurs(fence.id);
+      deps.unheard(fence.id, outcome === 'accepted');
     } else {
       // A claim that was never offered says nothing of the node.
       const lane = of.started === null ? of.lane : laneAfter(of.lane, fence.node);
@@ -437,12 +463,11 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
     watchers.moved(fence.id);
   }
 
-  function stop({ id, state, error_code, fence }: EndedJob): void {
-    watchers.moved(id);
-    deps.ended(id, error_code, null);
-    const job = jobs.get(id);
-    if (job !== undefined) return drop(job, `The job has ended: it ${state}.`);
-    if (fence !== null) deps.log.debug({ job: id }, 'A job ended that no node linked here holds.');
+  function stop(usage: UsageRecord): void {
+    watchers.moved(usage.job);
+    deps.ended(usage);
+    const job = jobs.get(usage.job);
+    if (job !== undefined) drop(job, `The job has ended: ${usage.outcome}.`);
   }
 
   function drop(job: ActiveJob, message: string): void {
@@ -470,6 +495,18 @@ function storyOf({ story }: Attempt) {
   const { backend, outcome, code, message } = story;
   return { backend, outcome, code, message };
 }
+
+/**
+ * An estimate, as for attached requests: of the prompt of work that was begun, and of its answer by what has come of it.
+ * But a node that tells of a failure and no count had got nothing, and that costs nothing.
+ */
+function usageSoFar({ request_bytes }: ClaimedJob, attempt: Attempt): TokenUsage | null {
+  const { asked, received, story } = attempt;
+  const stopped = story.outcome === 'cancelled' || story.outcome === 'node_lost';
+  return received > 0 || (asked && stopped) ? estimateUsage(request_bytes, received) : null;
+}
+
+const NO_TOKENS: TokenUsage = { prompt_tokens: 0, completion_tokens: 0, cached_tokens: 0, estimated: true };
 
 /** Where it runs; a backend that the node does not tell of any more is none for anything new. */
 function spotOf(

@@ -1,5 +1,5 @@
 import type { Log, Store, UsageRecord } from '@flotilla/core';
-import { ERRORS, type ErrorCode, type Operation } from '@flotilla/protocol';
+import type { Operation } from '@flotilla/protocol';
 import type { Traces } from '../telemetry/traces.ts';
 
 interface TraceEndDeps {
@@ -8,18 +8,12 @@ interface TraceEndDeps {
   log: Log;
 }
 
-const NO_TOKENS = { prompt_tokens: 0, completion_tokens: 0, cached_tokens: 0, estimated: true };
-
 /**
  * The span of a detached job, from its acceptance to its end, told once it has ended. Its earlier attempts may have been
  * other processes', so their stories are the store's: one look at it for each job, where traces are wanted at all.
  */
-export async function traceEnd(
-  { store, traces, log }: TraceEndDeps,
-  id: string,
-  outcome: string,
-  usage: UsageRecord | null,
-): Promise<void> {
+export async function traceEnd({ store, traces, log }: TraceEndDeps, usage: UsageRecord): Promise<void> {
+  const { job: id, outcome, status } = usage;
   try {
     const [job, state] = await Promise.all([store.findJob(id), store.findDetached(id)]);
     if (job === undefined || state === undefined || job.finished_at === null) return;
@@ -33,8 +27,8 @@ export async function traceEnd(
       request_id: job.request_id ?? '',
       model,
       outcome,
-      status: usage?.status ?? (outcome === 'succeeded' ? 200 : ERRORS[outcome as ErrorCode].status),
-      usage: usage ?? NO_TOKENS,
+      status,
+      usage,
       attempts,
       created_at,
       queue_ms: first === undefined ? null : Math.max(0, first - created_at),

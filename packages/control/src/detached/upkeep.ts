@@ -12,6 +12,8 @@ export interface UpkeepDeps {
   log: Log;
   store: Pick<Store, 'expireJobs' | 'readyJobs' | 'readyLanes' | 'eraseBodies' | 'nextDue'>;
   expired(end: EndedJob): void;
+  /** Finds out which jobs have ended without this process hearing of it, and tells of them. */
+  learnEnds(): Promise<void>;
   ready(lane: string, order_key: number, priority: number): void;
   /** Lanes have become ready. */
   wake(): void;
@@ -28,6 +30,8 @@ export interface Upkeep {
   wakeIn(ms: number): void;
   /** A lease of a former process will be over in so long. */
   lookAtNodesIn(ms: number): void;
+  /** What was to end a job may have ended it, although its answer was lost. */
+  doubt(): void;
   /** Resolves when a look under way is over; none begins after. */
   close(): Promise<void>;
 }
@@ -49,6 +53,7 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
   let slow_at_ms = 0;
   /** The last lane of the look before, where that did not see them all. */
   let lanes_after = '';
+  let in_doubt = false;
   let closed = false;
   schedule(0);
   return {
@@ -56,6 +61,10 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
     lookAtNodesIn(ms) {
       slow_at_ms = Math.min(slow_at_ms, clock.now_ms() + ms);
       schedule(ms);
+    },
+    doubt() {
+      in_doubt = true;
+      schedule(RETRY_MS);
     },
     async close() {
       closed = true;
@@ -83,6 +92,7 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
   async function look(): Promise<void> {
     try {
       await expire();
+      await learn();
       const readied = await readyAgain();
       const slow = clock.now_ms() >= slow_at_ms;
       if (slow) {
@@ -96,6 +106,7 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
       schedule(Math.min(due_in_ms, deps.spareEndsIn(), SLOW_LOOK_MS));
     } catch (error) {
       log.warn({ error }, 'Detached jobs could not be looked after; it will be tried again.');
+      in_doubt = true;
       schedule(RETRY_MS);
     }
   }
@@ -106,6 +117,12 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
       for (const end of ended) deps.expired(end);
       if (ended.length < ROWS) return;
     }
+  }
+
+  async function learn(): Promise<void> {
+    if (!in_doubt) return;
+    in_doubt = false;
+    await deps.learnEnds();
   }
 
   async function readyAgain(): Promise<boolean> {

@@ -67,6 +67,8 @@ export interface JobOwner {
   deadlineMoved(job: ActiveJob): void;
   /** This node has failed the job, or lost it. */
   failedBy(job: ActiveJob, node: string): void;
+  /** The node has had its last word on an attempt that did not count any more: what it has used is in it. */
+  told(attempt: Attempt): void;
   /** Answers the node's result, which ends its replay: at once, or when what it says is committed. */
   acknowledge(attempt: Attempt, outcome: ResultOutcome): void;
 }

@@ -36,6 +36,10 @@ export interface Attempt {
   ended: { length: number; complete: boolean } | null;
   /** Its result is here and not answered yet: the node holds it until then, without a slot. */
   unanswered: boolean;
+  /** Its node has asked the backend, by its own word. */
+  asked: boolean;
+  /** What the node says that it has used, whatever became of it; null: nothing yet. */
+  usage: TokenUsage | null;
   /** The node broke the link's rules for it: nothing more of its output is taken. */
   broken: boolean;
   readonly story: AttemptRecord;
@@ -59,6 +63,8 @@ export function newAttempt(job: ActiveJob, number: number, spot: ModelSpot, offe
     credited: 0,
     ended: null,
     unanswered: false,
+    asked: false,
+    usage: null,
     broken: false,
     story: {
       attempt: number,

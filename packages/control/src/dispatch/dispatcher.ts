@@ -10,6 +10,7 @@ import {
   type Random,
   type Refusal,
   type ResultOutcome,
+  type UsageWord,
   isOpen,
   heldSlot,
   newFairShare,
@@ -86,6 +87,8 @@ interface StoresWork {
   ask(node: FleetNode, link: Link, items: readonly InventoryItem[]): void;
   /** The node came back with the attempt's result, which follows. */
   handsIn(attempt: Attempt): void;
+  /** What a node says of an attempt that is not known here. */
+  told(word: UsageWord): void;
 }
 
 const NO_STORES_WORK: StoresWork = {
@@ -96,6 +99,7 @@ const NO_STORES_WORK: StoresWork = {
   wake() {},
   ask() {},
   handsIn() {},
+  told() {},
 };
 
 export interface Dispatcher {
@@ -151,6 +155,8 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
     finish,
     deadlineMoved: armDeadline,
     failedBy: avoid,
+    // What the client has got tells what it costs, and that was settled when it left.
+    told() {},
     acknowledge(attempt, outcome) {
       const { node, job, number } = attempt;
       node.link?.send({ type: 'result.ack', job: job.id, attempt: number, outcome });

@@ -129,7 +129,8 @@ export function createGrants({ clock, settings, metrics, freed }: GrantDeps): Gr
 
   function adopt(job: ActiveJob, spot: ModelSpot): Attempt {
     const attempt = newAttempt(job, job.kernel.attempt, spot, clock.wall_ms());
-    attempt.phase = job.kernel.state === 'running' ? 'started' : 'accepted';
+    attempt.asked = job.kernel.state === 'running';
+    attempt.phase = attempt.asked ? 'started' : 'accepted';
     job.offered_ms = clock.now_ms();
     job.current = attempt;
     holdAttempt(spot.node, attempt);

@@ -29,6 +29,7 @@ const FINAL_REJECTIONS = new Set(['body_too_large', 'unsupported_kind']);
 export function takeAttemptMessage(dispatcher: Dispatcher, node: FleetNode, message: AttemptMessage): void {
   const attempt = node.attempts.get(slotKey(message.job, message.attempt));
   if (attempt === undefined) return takeUnknown(dispatcher, node, message);
+  if ('usage' in message && message.usage !== undefined) attempt.usage ??= message.usage;
   switch (message.type) {
     case 'job.accepted':
       return acceptAttempt(dispatcher, attempt);
@@ -50,6 +51,9 @@ export function takeAttemptMessage(dispatcher: Dispatcher, node: FleetNode, mess
     case 'job.failed':
       return failed(dispatcher, attempt, message);
     case 'job.released':
+      // Where it was stopped at once, the word that it had begun may never have been said.
+      attempt.asked ||= message.started;
+      if (attempt.job.current !== attempt) attempt.job.owner.told(attempt);
       dispatcher.feed(attempt, {
         type: 'released',
         fence: fenceOf(attempt),
@@ -72,6 +76,7 @@ export function startAttempt(dispatcher: Dispatcher, attempt: Attempt): void {
   attempt.answer_timer?.cancel();
   if (attempt.phase === 'over' || attempt.phase === 'started') return;
   attempt.phase = 'started';
+  attempt.asked = true;
   attempt.story.started_at = dispatcher.deps.clock.wall_ms();
   dispatcher.feed(attempt, { type: 'started', fence: fenceOf(attempt) });
   attempt.job.sink.started(attempt);
@@ -80,6 +85,7 @@ export function startAttempt(dispatcher: Dispatcher, attempt: Attempt): void {
 function completed(dispatcher: Dispatcher, attempt: Attempt, message: NodeMessageOf<'job.completed'>): void {
   const { result, usage } = message;
   const current = attempt.job.current === attempt;
+  if (!current) attempt.job.owner.told(attempt);
   const fault = current ? wholeOrFault(attempt, { ...result, usage }) : null;
   const outcome =
     fault === null
@@ -108,6 +114,7 @@ function wholeOrFault(
 function failed(dispatcher: Dispatcher, attempt: Attempt, message: NodeMessageOf<'job.failed'>): void {
   const codes = attempt.node.is_provider ? PROVIDER_CODES : NODE_CODES;
   const code = codes.find((known) => known === message.code) ?? 'backend_error';
+  if (attempt.job.current !== attempt) attempt.job.owner.told(attempt);
   const outcome = fail(dispatcher, attempt, code, message.message, message.retryable, message.retry_after_ms);
   attempt.job.owner.acknowledge(attempt, outcome ?? 'stale');
   dispatcher.settleSlot(attempt);
@@ -134,6 +141,8 @@ function fail(
 /** Nothing here knows the attempt: a result is too old, a release may free a slot the node came back with. */
 function takeUnknown(dispatcher: Dispatcher, node: FleetNode, message: AttemptMessage): void {
   const { job, attempt } = message;
+  if ('usage' in message && message.usage !== undefined)
+    dispatcher.stores.told({ job, attempt, node: node.id, ...message.usage });
   if (message.type === 'job.completed' || message.type === 'job.failed') {
     node.link?.send({ type: 'result.ack', job, attempt, outcome: 'stale' });
     dispatcher.settleUnknown(node, job, attempt);

@@ -1,3 +1,4 @@
+import { BYTES_PER_TOKEN } from '@flotilla/core';
 import { ID_PREFIXES } from '@flotilla/protocol';
 
 /** The columns of JobRecord and AttemptRecord, in the store's names and types: the port's own. */
@@ -17,6 +18,12 @@ export const USAGE_COLUMNS = `job, request_id, key, model, operation, node, prov
 export const USAGE_TYPES = `job text, request_id text, key text, model text, operation text, node text, provider text, outcome text,
   status bigint, attempts bigint, prompt_tokens bigint, completion_tokens bigint, cached_tokens bigint,
   estimated boolean, queue_ms bigint, first_byte_ms bigint, total_ms bigint, created_at bigint`;
+
+/** What the prompt of an attempt must have cost where nobody has told: by the bytes of its request, if it had started. */
+export function promptEstimate(started_at: string, job: string): string {
+  return `case when ${started_at} is null then 0 else coalesce((
+    select ceil(octet_length(request) / ${BYTES_PER_TOKEN}.0) from job_bodies where job = ${job}), 0)::bigint end`;
+}
 
 /** For the columns `node, provider` of stories and usage: who serves a job is one column of it, whichever it is. */
 export function served(column: string): string {

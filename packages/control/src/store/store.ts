@@ -12,6 +12,7 @@ import { findDetached, heldJobs, heldNodes, keepJobs } from './detached/held-job
 import { nextDue, readyJobs, readyLanes } from './detached/ready-jobs.ts';
 import { requeueJobs } from './detached/requeue-jobs.ts';
 import { startJobs } from './detached/start-jobs.ts';
+import { correctUsage, findUsage, loadReservations } from './detached/usage.ts';
 import { loadCatalogues } from './discovery/catalogues.ts';
 import { findDiscovery } from './discovery/find-discovery.ts';
 import { finishDiscovery } from './discovery/finish-discovery.ts';
@@ -123,6 +124,9 @@ export function storeOn(sql: Engine, log: Log): Store {
     readyJobs: (limit) => readyJobs(sql, limit),
     findDetached: (id) => findDetached(sql, id),
     jobMarks: (ids) => jobMarks(sql, ids),
+    findUsage: (jobs) => findUsage(sql, jobs),
+    correctUsage: (batch) => correctUsage(sql, batch),
+    loadReservations: (limit) => loadReservations(sql, limit),
     loadBodies: (id) => loadBodies(sql, id),
     measureResult: (id) => measureResult(sql, id),
     loadResult: (id) => loadResult(sql, id),

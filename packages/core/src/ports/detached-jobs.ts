@@ -1,4 +1,4 @@
-import type { TerminalJobState } from '@flotilla/protocol';
+import type { TerminalJobState, TokenUsage } from '@flotilla/protocol';
 import type { ResultOutcome } from '../job.ts';
 import type { JobRecord, UsageRecord } from './store.ts';
 
@@ -46,6 +46,15 @@ export interface DetachedJobs {
   findDetached(id: string): Promise<DetachedState | undefined>;
   /** Whether jobs have moved, by one look for all: each that is there has another mark after each of its transitions. */
   jobMarks(ids: readonly string[]): Promise<JobMark[]>;
+  /** The usage rows of those that have ended. */
+  findUsage(jobs: readonly string[]): Promise<UsageRecord[]>;
+  /**
+   * Puts a node's late word into the usage rows that were written without it: once a row, for the attempt that the row is
+   * of. Whatever else is told is passed over. A batch has one word a job.
+   */
+  correctUsage(batch: UsageWord[]): Promise<void>;
+  /** What open jobs reserve of their keys' budgets, the oldest first; read at start, never by a request. */
+  loadReservations(limit: number): Promise<Reservation[]>;
   loadBodies(id: string): Promise<JobBodies | undefined>;
   /** How much `loadResult` brings, without loading it. */
   measureResult(id: string): Promise<ResultMeasure | undefined>;
@@ -79,6 +88,8 @@ export interface DetachedJob {
   run_timeout_ms: number | null;
   idempotency: { key: string; body_hash: string } | null;
   traceparent: string | null;
+  /** Of its key's budget while it is open. */
+  reserved_tokens: number;
   created_at: number;
 }
 /** `existing`: the same idempotency key came with the same body before; `conflict`: with another one. */
@@ -114,6 +125,8 @@ export interface ClaimedJob extends JobFence {
   created_at: number;
   /** Null once erased, or not asked for. */
   request: string | null;
+  /** In UTF-8; 0 once erased. */
+  request_bytes: number;
 }
 export interface InventoriedJob {
   id: string;
@@ -160,8 +173,24 @@ export interface Finish extends JobFence, Story {
   error_code: string | null;
   error_message: string | null;
   result: string | null;
-  /** Null: nobody who counted is left; its row has no tokens, and the status of work that was lost. */
+  /** Null: nobody who counted is left; its row has an estimate, and the status of work that was lost. */
   usage: UsageRecord | null;
+  /** The tokens of its usage row are a guess that the node's word may still replace. */
+  provisional: boolean;
+}
+
+/** What a node says that an attempt has used. */
+export interface UsageWord extends TokenUsage {
+  job: string;
+  attempt: number;
+  /** Or the provider. */
+  node: string;
+}
+export interface Reservation {
+  job: string;
+  key: string;
+  tokens: number;
+  created_at: number;
 }
 
 export interface HeldJob extends JobFence {
@@ -180,6 +209,8 @@ export interface EndedJob {
   error_code: string;
   /** The attempt to tell its node to stop; null: none was under way. */
   fence: JobFence | null;
+  /** The row that was written for it: what the attempt must have used so far, which its node's word may still replace. */
+  usage: UsageRecord;
 }
 export type Cancellation = { cancelled: EndedJob } | { refused: 'unknown' | 'ended' };
 

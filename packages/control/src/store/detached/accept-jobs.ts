@@ -12,14 +12,15 @@ const insert = prepared(
      select * from jsonb_to_recordset($1::jsonb) as r (
        id text, kind text, replica text, key text, model text, operation text, request_id text, lane text,
        order_key bigint, priority bigint, metadata jsonb, request text, retention_ms bigint, on_node_loss text,
-       max_attempts bigint, queue_timeout_ms bigint, run_timeout_ms bigint, idempotency jsonb, traceparent text, created_at bigint)),
+       max_attempts bigint, queue_timeout_ms bigint, run_timeout_ms bigint, idempotency jsonb, traceparent text,
+       reserved_tokens bigint, created_at bigint)),
    added as (
      insert into jobs (id, kind, attached, state, replica, key, model, operation, request_id, lane, order_key,
        priority, metadata, on_node_loss, max_attempts, queue_timeout_ms, run_timeout_ms,
-       idempotency_key, body_hash, traceparent, created_at, deadline_at)
+       idempotency_key, body_hash, traceparent, reserved_tokens, created_at, deadline_at)
      select id, kind, false, 'queued', replica, key, model, operation, request_id, lane, order_key,
        priority, metadata, on_node_loss, max_attempts, queue_timeout_ms, run_timeout_ms,
-       idempotency ->> 'key', idempotency ->> 'body_hash', traceparent, created_at, ${NOW_MS} + queue_timeout_ms
+       idempotency ->> 'key', idempotency ->> 'body_hash', traceparent, reserved_tokens, created_at, ${NOW_MS} + queue_timeout_ms
      from input
      on conflict do nothing
      returning id),

@@ -37,8 +37,8 @@ const statement = prepared(
      from given where j.id = given.id
      returning j.id, j.attempt, j.node, j.epoch, j.kind, j.lane, j.key, j.model, j.operation, j.request_id,
        j.order_key, j.priority, j.failures, j.max_attempts, j.on_node_loss, j.run_timeout_ms, j.traceparent, j.created_at)
-   select leased.*, (select request from job_bodies where job = leased.id) as request
-   from leased
+   select leased.*, body.request, coalesce(octet_length(body.request), 0) as request_bytes
+   from leased left join job_bodies body on body.job = leased.id
    order by leased.order_key, leased.id`,
 );
 

@@ -1,11 +1,12 @@
-import type { Cancellation, EndedJob } from '@flotilla/core';
+import type { Cancellation, EndedJob, UsageRecord } from '@flotilla/core';
 import { encode } from '../json.ts';
-import { USAGE_COLUMNS, served } from '../job-columns.ts';
+import { promptEstimate, USAGE_COLUMNS, served } from '../job-columns.ts';
 import { NOW_MS, prepared, type Sql } from '../sql.ts';
 
 /**
- * Cancel and expire end what is open, whoever holds it, with the one usage row that every job has. The attempt that was under way keeps its story, and the caller
- * gets its fence, to tell the node; its slot is free when the node says so, never here.
+ * Cancel and expire end what is open, whoever holds it, with the one usage row that every job has. The attempt that was
+ * under way keeps its story, and the caller gets its fence, to tell the node; its slot is free when the node says so,
+ * never here. What the attempt has used is the node's to say, and that comes later: until then the row has an estimate.
  */
 const ending = (chosen: string) => `
   with now as materialized (select ${NOW_MS} as ms),
@@ -21,15 +22,19 @@ const ending = (chosen: string) => `
      select id, attempt, ${served('node')}, null, epoch, end_code, end_code, end_message, offered_at, started_at, now.ms
      from chosen, now where node is not null
      on conflict do nothing),
+   bill (${USAGE_COLUMNS}) as materialized (
+     select id, request_id, key, model, operation, ${served('node')}, end_code, end_status, attempt,
+       ${promptEstimate('started_at', 'chosen.id')}, 0, 0, true,
+       greatest(0, coalesce(offered_at, now.ms) - created_at), null::bigint, greatest(0, now.ms - created_at), created_at
+     from chosen, now),
    used as (
-     insert into usage (${USAGE_COLUMNS})
-     select id, request_id, key, model, operation, ${served('node')}, end_code, end_status, attempt, 0, 0, 0, true,
-       greatest(0, coalesce(offered_at, now.ms) - created_at), null, greatest(0, now.ms - created_at), created_at
-     from chosen, now
+     insert into usage (${USAGE_COLUMNS}, provisional)
+     select ${USAGE_COLUMNS}, node is not null or provider is not null from bill
      on conflict do nothing),
    bodies as (
      update job_bodies b set erase_at = now.ms + b.retention_ms from chosen, now where b.job = chosen.id)
-  select id, end_state as state, end_code as error_code, attempt, node, epoch from chosen`;
+  select id, end_state as state, end_code as error_code, attempt, chosen.node, epoch, to_jsonb(bill) as usage
+  from chosen join bill on bill.job = chosen.id`;
 
 const ROW = 'id, attempt, node, epoch, offered_at, started_at, request_id, key, model, operation, created_at';
 
@@ -59,6 +64,7 @@ interface EndedRow {
   attempt: number;
   node: string | null;
   epoch: number | null;
+  usage: UsageRecord;
 }
 
 export async function cancelJob(sql: Sql, id: string, message: string): Promise<Cancellation> {
@@ -72,7 +78,7 @@ export async function expireJobs(sql: Sql, limit: number, spared: readonly strin
   return (await sql.query<EndedRow>(expire, [limit, encode(spared)])).map(endedJob);
 }
 
-function endedJob({ id, state, error_code, attempt, node, epoch }: EndedRow): EndedJob {
+function endedJob({ id, state, error_code, attempt, node, epoch, usage }: EndedRow): EndedJob {
   const fence = node === null || epoch === null ? null : { id, attempt, node, epoch };
-  return { id, state, error_code, fence };
+  return { id, state, error_code, fence, usage };
 }

@@ -57,8 +57,8 @@ const keep = prepared(
        own.wants_request)
    select kept.id, attempt, node, epoch, state, kind, lane, key, model, operation, request_id, order_key, priority, failures,
      max_attempts, on_node_loss, run_timeout_ms, traceparent, created_at,
-     case when wants_request then (select request from job_bodies where job = kept.id) end as request
-   from kept`,
+     case when wants_request then body.request end as request, coalesce(octet_length(body.request), 0) as request_bytes
+   from kept left join job_bodies body on body.job = kept.id`,
 );
 
 const find = prepared(

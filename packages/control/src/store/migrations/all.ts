@@ -5,6 +5,7 @@ import { tokenLimits } from './0003-token-limits.ts';
 import { modelDiscoveries } from './0004-model-discoveries.ts';
 import { upstreams } from './0005-upstreams.ts';
 import { traces } from './0006-traces.ts';
+import { detachedAccounts } from './0007-detached-accounts.ts';
 
 /** In order, never edited once released: a change is a new file. */
 export const MIGRATIONS: readonly Migration[] = [
@@ -14,4 +15,5 @@ export const MIGRATIONS: readonly Migration[] = [
   modelDiscoveries,
   upstreams,
   traces,
+  detachedAccounts,
 ];
