@@ -302,9 +302,9 @@ describe('a provider that leads back', () => {
       expect(await refusal(reply)).toMatch(
         new RegExp(`^508 loop_detected: The provider ${again.name} leads back`),
       );
-      expect(await usageOf(`${alone}-${probe}`)).toMatchObject([
-        { outcome: 'loop_detected', status: 508, attempts: 1, provider: again.id },
-      ]);
+      // A refusal does not wait for its row.
+      const row = await until('it is recorded', async () => (await usageOf(`${alone}-${probe}`))[0]);
+      expect(row).toMatchObject({ outcome: 'loop_detected', status: 508, attempts: 1, provider: again.id });
     }
     await route(backed, [{ provider: loop.id, model: backed }, { model: 'scripted' }]);
     const reply = await world.plane.chat({ model: backed });
