@@ -406,7 +406,8 @@ describe('a provider', () => {
     await until('the upstream is let go', () => up.upstream.requests[0]?.aborted_ms !== null);
     expect(up.upstream.requests[0]!.aborted_ms! - left_ms).toBeLessThan(500);
     await until('its slot is free', async () => (await shown(up.id)).in_flight === 0);
-    expect(await usageOf(name)).toMatchObject([{ outcome: 'cancelled', provider: up.id }]);
+    const row = await until('it is recorded', async () => (await usageOf(name))[0]);
+    expect(row).toMatchObject({ outcome: 'cancelled', provider: up.id });
   });
 
   test('is asked no more at once than it may be; the others wait for it, and all are served', async () => {
