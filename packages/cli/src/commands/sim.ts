@@ -91,13 +91,15 @@ async function runBackend(flags: SimFlags): Promise<void> {
     throw withAdvice(error, flags);
   });
   const url = `${backend.url}/v1`;
+  // Before it says where it is: whoever reads that may stop it at once.
+  const stopped = Promise.race([stopSignal(), parentGone()]);
   process.send?.({ type: 'listening', url });
   if (flags.json) printJson({ event: 'listening', url, models });
   else {
     print(`Simulated backend (no real model) with ${plural(models.length, 'model')} at ${url}`);
     note('Ctrl-C stops it.');
   }
-  await Promise.race([stopSignal(), parentGone()]);
+  await stopped;
   await backend.close();
 }
 
