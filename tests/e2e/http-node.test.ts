@@ -167,10 +167,12 @@ describe('a lease call', () => {
 
   test('does not outlast the beat that says the node is going', () =>
     withNode('going', async (node) => {
+      const began_ms = performance.now();
       const waiting = node.lease(0, 25_000);
       // A beat that comes before the call has begun to wait ends nothing: the next one does.
       const going = setInterval(() => void node.call('heartbeat', { body: { draining: true } }), 100);
       expect((await waiting.finally(() => clearInterval(going))).messages).toEqual([]);
+      expect(performance.now() - began_ms).toBeLessThan(20_000);
     }));
 
   test('tells a cancel at once, and the slot is free with the release', () =>

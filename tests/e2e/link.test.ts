@@ -287,7 +287,7 @@ describe('a detached job that its node says it has finished', () => {
     const link = await node.join();
     link.beats(100);
     const offered = link.next('job.offer');
-    const body = { model: 'returning', request: { messages: [] }, run_timeout_ms: 1000 };
+    const body = { model: 'returning', request: { messages: [] }, run_timeout_ms: 3000 };
     const { id } = await world.plane.send<{ id: string }>('POST', '/api/v1/jobs', body);
     const attempt = fence(await offered);
     link.send({ type: 'job.started', ...attempt });

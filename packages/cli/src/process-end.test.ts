@@ -7,7 +7,11 @@ const PROGRAM = `
 import { stopSignal } from ${JSON.stringify(new URL('process-end.ts', import.meta.url).href)};
 void stopSignal().then((signal) => console.log('asked by', signal));
 let count = 0;
-process.on('SIGINT', () => console.log('heard', ++count));
+// The second one follows at once, however busy the machine is.
+process.on('SIGINT', () => {
+  console.log('heard', ++count);
+  if (count === 1) process.kill(process.pid, 'SIGINT');
+});
 setInterval(() => {}, 1000);
 console.log('ready');
 `;
@@ -25,7 +29,6 @@ test('a Ctrl-C that npm hands on as well is one; a second one ends the process a
   await says('ready');
   child.kill('SIGINT');
   await says('asked by SIGINT');
-  child.kill('SIGINT');
   await says('heard 2');
   await vi.waitFor(() => {
     child.kill('SIGINT');

@@ -246,7 +246,9 @@ export class SseScan {
         start = 0;
         end = event.length;
       }
-      if (this.#check && this.#event_has_data && !isSound(event, start, end)) this.unsound = true;
+      // What follows `[DONE]` is read by nobody, so nothing of it makes the stream wrong.
+      if (this.#check && !this.done && this.#event_has_data && !isSound(event, start, end))
+        this.unsound = true;
       const facts = readEvent(event, start, end);
       this.usage = facts.usage ?? this.usage;
       this.error = facts.error ?? this.error;

@@ -239,6 +239,7 @@ describe('a stream', () => {
     ['its backend resets the connection then', (socket: Socket) => socket.resetAndDestroy(), ''],
     ['its backend never ends it', () => undefined, ''],
     ['more follows than anybody reads', () => undefined, 'x'.repeat(1_000_000)],
+    ['that is said twice', () => undefined, 'data: [DONE]\n\ndata: bye\n\n'],
   ])('is whole with its [DONE], although %s', async (_how, then, more) => {
     bench.backend.answer = ({ response }) => {
       response.setHeader('content-type', 'text/event-stream');
@@ -258,6 +259,16 @@ describe('a stream', () => {
     expect(body.toString().startsWith(whole)).toBe(true);
     expect(body.length).toBeLessThan(256 * 1024);
     expect(end).toEqual({ length: body.length, complete: true });
+    expect(bench.posts('backend_failed')).toEqual([]);
+  });
+
+  test('is whole with its [DONE], though it is said twice in one piece', async () => {
+    answerWith(`${whole}data: [DONE]\n\ndata: bye\n\n`);
+    await bench.start();
+    await bench.up();
+    const stream = bench.control.offer('job_a', { streaming: true });
+    await bench.control.message('job.completed', 'job_a');
+    expect(bench.control.stream(stream).body.toString().startsWith(whole)).toBe(true);
     expect(bench.posts('backend_failed')).toEqual([]);
   });
 
