@@ -13,6 +13,7 @@ import { createLimits } from '../../packages/control/src/accounts/limits.ts';
 import { createBodyMemory } from '../../packages/control/src/body-memory.ts';
 import { systemClock as clock, systemRandom as random } from '../../packages/control/src/clock.ts';
 import { startDetached } from '../../packages/control/src/detached/detached.ts';
+import { createReservations } from '../../packages/control/src/detached/reservations.ts';
 import { createDispatcher } from '../../packages/control/src/dispatch/dispatcher.ts';
 import { createRoster } from '../../packages/control/src/fleet/roster.ts';
 import { NO_TRACES } from '../../packages/control/src/telemetry/traces.ts';
@@ -24,7 +25,7 @@ import type { Subject } from './store.suite.ts';
 
 /** What keys are told of their detached jobs' cost, when the store does as it was asked and its answer is lost. */
 export function detachedAccountsSuite(subject: Subject): void {
-  type Losing = 'expireJobs' | 'cancelJob' | 'correctUsage';
+  type Losing = 'acceptJobs' | 'expireJobs' | 'cancelJob' | 'correctUsage';
   const settings = {
     queue_timeout_ms: 60_000,
     run_timeout_ms: 60_000,
@@ -189,6 +190,91 @@ export function detachedAccountsSuite(subject: Subject): void {
       await until('what was told after them is counted', () => budget().used >= 99);
       expect(budget().used).toBe(99);
     });
+  });
+
+  describe('what is looked for together', () => {
+    /** The accounts of one key, whose first look at the store waits for `goOn`; the first correction's answer is lost. */
+    function accounts(key: KeyRecord, restored: Reservation[] = []) {
+      const limits = createLimits(clock);
+      let goOn!: () => void;
+      const waiting = new Promise<void>((resolve) => (goOn = resolve));
+      let lost = false;
+      const reservations = createReservations({
+        clock,
+        log: quiet,
+        store: {
+          ...subject.store,
+          findUsage: (jobs) => waiting.then(() => subject.store.findUsage(jobs)),
+          async correctUsage(batch) {
+            await subject.store.correctUsage(batch);
+            if (lost || batch.length === 0) return;
+            lost = true;
+            throw new FlotillaError('unavailable', 'The answer was lost.');
+          },
+        },
+        limits,
+        restored,
+        keyOf: () => key,
+        flushed: () => undefined,
+        works: () => false,
+        ended: (usage) => void reservations.settle(usage),
+      });
+      onTestFinished(() => reservations.close());
+      // Something is looked for, and what comes next goes together.
+      void reservations.learn(['job_x']);
+      return { reservations, goOn, budget: () => limits.left(key).budget! };
+    }
+
+    async function cancelled(key: KeyRecord, attempts: number): Promise<string> {
+      const id = await running(null, key).submit(60_000);
+      for (let lost = 1; lost < attempts; lost++)
+        await subject.store.requeueJobs([aRequeue(await begun(id))]);
+      await begun(id);
+      await subject.store.cancelJob(id, 'No.');
+      return id;
+    }
+
+    test('a word of an older attempt does not take the place of the right one', async () => {
+      const key = budgeted();
+      const { reservations, goOn, budget } = accounts(key);
+      const id = await cancelled(key, 2);
+      reservations.settle((await subject.store.findUsage([id]))[0]!);
+      expect(budget().used).toBe(4);
+      reservations.told({ job: id, ...word, prompt_tokens: 500, estimated: false });
+      reservations.told({ job: id, ...word, attempt: 2, estimated: false });
+      goOn();
+      await until('they are looked at', () => reservations.waiting === 0);
+      expect(budget().used).toBe(33);
+      expect(await subject.store.findUsage([id])).toMatchObject([{ prompt_tokens: 11, estimated: false }]);
+    });
+
+    test('an end that is looked for before its node’s word counts once with it', async () => {
+      const key = budgeted();
+      const job = await cancelled(key, 1);
+      const restored = { job, key: key.id, tokens: 30, created_at: clock.wall_ms() };
+      const { reservations, goOn, budget } = accounts(key, [restored]);
+      void reservations.learn([job]);
+      reservations.told({ job, ...word, estimated: false });
+      expect(budget()).toMatchObject({ used: 0, reserved: 30 });
+      goOn();
+      await until('they are looked at', () => reservations.waiting === 0);
+      expect(budget()).toMatchObject({ used: 33, reserved: 0 });
+    });
+  });
+
+  test('a job whose end is heard of before its acceptance reserves nothing', async () => {
+    const key = budgeted();
+    let id = '';
+    const ending = async () => {
+      [id] = (await subject.store.loadReservations(100_000)).flatMap((one) =>
+        one.key === key.id ? [one.job] : [],
+      ) as [string];
+      await detached.cancel(id, 'No.');
+    };
+    const { submit, budget, detached, ended } = running('acceptJobs', key, [], ending);
+    expect(await submit(60_000)).toBe(id);
+    expect(ended).toEqual(['cancelled']);
+    expect(budget()).toMatchObject({ used: 0, reserved: 0 });
   });
 
   test('a word that overtakes the answer to the end counts once', async () => {

@@ -92,7 +92,8 @@ export function createReservations(deps: ReservationsDeps): Reservations {
   }
   return {
     hold(job, admission) {
-      if (admissions.size < RESERVATIONS_MOST) admissions.set(job, admission);
+      // Another may have claimed and ended it, or its client cancelled it, before its acceptance was heard of here.
+      if (!ended.has(job) && admissions.size < RESERVATIONS_MOST) admissions.set(job, admission);
       else admission.settle(NOTHING, clock.wall_ms());
     },
     jobs: () => admissions.keys(),
@@ -142,18 +143,21 @@ export function createReservations(deps: ReservationsDeps): Reservations {
   }
 
   async function look(batch: Look[]): Promise<Found[]> {
-    // The first word counts; a second one of the same batch finds the row as the first has left it.
-    const words = new Map<string, Look>();
-    for (const one of batch) if (one.word !== null && !words.has(one.job)) words.set(one.job, one);
     const rows = await rowsOf(batch);
-    for (const one of words.values()) one.before ??= rows.get(one.job);
-    const late = [...words.values()].filter(({ before }) => before !== undefined);
+    // After an answer that was lost the row may be corrected already: what was read before it holds, for all who ask.
+    for (const { job, before } of batch) if (before !== undefined) rows.set(job, before);
+    const words = new Map<string, Look>();
+    for (const one of batch) {
+      one.before = rows.get(one.job);
+      // Of an attempt's words the first counts; one of an older attempt must not take the place of the right one.
+      if (isOfItsRow(one) && !words.has(one.job)) words.set(one.job, one);
+    }
+    const late = [...words.values()];
     await store.correctUsage(late.map(({ word }) => word!));
     const corrected = await rowsOf(late);
     return batch.map((one) => {
       const { job, before } = one;
-      const row = rows.get(job);
-      return words.get(job) === one ? { before, after: corrected.get(job) } : { before: row, after: row };
+      return { before, after: words.get(job) === one ? corrected.get(job) : before };
     });
   }
 
@@ -161,6 +165,11 @@ export function createReservations(deps: ReservationsDeps): Reservations {
     const rows = await store.findUsage([...new Set(some.map(({ job }) => job))]);
     return new Map(rows.map((row) => [row.job, row]));
   }
+}
+
+function isOfItsRow({ word, before }: Look): boolean {
+  if (word === null || before === undefined) return false;
+  return word.attempt === before.attempts && word.node === (before.node ?? before.provider);
 }
 
 const NOTHING: TokenUsage = { prompt_tokens: 0, completion_tokens: 0, cached_tokens: 0, estimated: true };
