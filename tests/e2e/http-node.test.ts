@@ -448,6 +448,17 @@ describe('output', () => {
       expect(await (await retried).text()).toBe(chatAnswer('Now.'));
     }));
 
+  test('that is no JSON is no success, whatever the node says', () =>
+    withNode('unsound', async (node) => {
+      const reply = chat('unsound', { stream: true });
+      const offer = await node.next('offer');
+      await node.call(at(offer, 'output'), { body: 'data: {oops\n\ndata: [DONE]\n\n' });
+      await node.call(at(offer, 'complete'));
+      const text = await (await reply).text();
+      expect(text).toContain('"backend_error"');
+      expect(text).not.toContain('data: [DONE]');
+    }));
+
   test('that is cut is no success, whatever the node says', () =>
     withNode('cut', async (node) => {
       const reply = chat('cut', { stream: true });

@@ -470,7 +470,7 @@ export function openHttpSession(options: HttpSessionOptions): HttpSession {
     }
     one.status = status;
     const is_stream = headers['content-type']?.toLowerCase().startsWith('text/event-stream') === true;
-    if (status < 300) one.usage = is_stream ? new SseScan() : new BodyUsage();
+    if (status < 300) one.usage = is_stream ? new SseScan({ check_json: true }) : new BodyUsage();
     frame(one.attempt, FRAME_KIND.responseHead, 0, Buffer.from(JSON.stringify({ status, headers })));
   }
 
@@ -485,8 +485,11 @@ export function openHttpSession(options: HttpSessionOptions): HttpSession {
     const { attempt, status } = one;
     if (one.usage instanceof SseScan) {
       one.usage.finish();
-      if (one.usage.error !== undefined) {
-        const message = 'The backend reported an error in its stream.';
+      if (one.usage.error !== undefined || one.usage.unsound) {
+        const message =
+          one.usage.error === undefined
+            ? 'The backend sent an event that is not JSON.'
+            : 'The backend reported an error in its stream.';
         return result({ type: 'job.failed', ...of, code: 'backend_error', message, retryable: true });
       }
     }
