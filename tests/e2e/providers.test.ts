@@ -311,6 +311,20 @@ describe('a provider that leads back', () => {
     expect([await text(reply), reply.headers.get('x-flotilla-attempts')]).toEqual(['from the node', '2']);
   });
 
+  test('is told from one that has reached a limit of its host', async () => {
+    const refuses: Handler = (_request, response) =>
+      void response.writeHead(508).end('Resource Limit Is Reached');
+    const up = await provider(refuses);
+    up.upstream.answer_list = (response) => void response.writeHead(508).end('Resource Limit Is Reached');
+    await until('it was asked', async () => (await shown(up.id)).reason !== 'it was not asked yet');
+    expect(await shown(up.id)).toMatchObject({ reason: 'its list of models answered 508', alarms: [] });
+    const name = unique('public');
+    await route(name, [{ provider: up.id, model: 'gpt-x' }]);
+    expect(await refusal(await world.plane.chat({ model: name }))).toBe(
+      '502 attempts_exhausted: The backend answered 508.',
+    );
+  });
+
   test('over another fleet is refused when it comes round; the other is no worse for it, and is told of nobody on the way', async () => {
     const plane = await openPlane({ FLOTILLA_SECRET_KEY: SECRET_KEY });
     try {
@@ -564,13 +578,16 @@ describe('a provider', () => {
     expect(world.plane.output()).not.toContain(API_KEY);
   });
 
-  test('with a word for a key may use that word where it serves, not where it refuses', async () => {
-    const up = await provider(says('ask ollama'), { api_key: 'ollama' });
+  test('with a word for a key may use that word where it serves, and one that is no secret where it refuses', async () => {
+    const up = await provider(says('ask changeme'), { api_key: 'changeme' });
     const name = unique('public');
     await route(name, [{ provider: up.id, model: 'gpt-x' }]);
-    expect(await text(await world.plane.chat({ model: name }))).toBe('ask ollama');
-    up.upstream.answer = (_request, response) => void response.writeHead(400).end('no key ollama');
+    expect(await text(await world.plane.chat({ model: name }))).toBe('ask changeme');
+    up.upstream.answer = (_request, response) => void response.writeHead(400).end('no key changeme');
     expect(await (await world.plane.chat({ model: name })).text()).toBe('no key ***');
+    await world.plane.send('PATCH', `/api/v1/providers/${up.id}`, { api_key: 'null' });
+    up.upstream.answer = (_request, response) => void response.writeHead(400).end('{"error":null}');
+    expect(await (await world.plane.chat({ model: name })).text()).toBe('{"error":null}');
   });
 
   test('is probed: one that is gone is down, and back when it answers again', async () => {

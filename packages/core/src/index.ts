@@ -29,7 +29,7 @@ export * from './outbox.ts';
 export * from './mailbox.ts';
 export * from './http-head.ts';
 export { BodyUsage } from './relay/body-usage.ts';
-export { CERTIFICATE_FAULT, judgeAnswer } from './relay/backend-answer.ts';
+export { CERTIFICATE_FAULT, judgeAnswer, tellsOfLoop } from './relay/backend-answer.ts';
 export * from './relay/backend.ts';
 export * from './relay/deadlines.ts';
 export * from './relay/relay.ts';

@@ -1,5 +1,4 @@
-import { CERTIFICATE_FAULT, type RelayBackend, viaOf } from '@flotilla/core';
-import { ERRORS } from '@flotilla/protocol';
+import { CERTIFICATE_FAULT, type RelayBackend, tellsOfLoop, viaOf } from '@flotilla/core';
 import { type Dispatcher, request } from 'undici';
 
 /** What a provider's list of models says of it. */
@@ -12,8 +11,6 @@ export type Probed =
   /** `unreachable`: no request would get through either. */
   | { kind: 'failed'; reason: string; unreachable: boolean };
 
-/** What a control plane answers to what has come through it already. */
-export const LOOP_DETECTED = ERRORS.loop_detected.status;
 const ANSWER_MS = 10_000;
 const MOST_BYTES = 8 * 1024 * 1024;
 const MOST_MODELS = 1000;
@@ -51,7 +48,7 @@ export async function probeProvider(
     });
     const text = await readText(body);
     if (statusCode === 401 || statusCode === 403) return { kind: 'refused', status: statusCode };
-    if (statusCode === LOOP_DETECTED) return { kind: 'loops' };
+    if (text !== null && tellsOfLoop(statusCode, text)) return { kind: 'loops' };
     if (statusCode === 200) return { kind: 'well', models: text === null ? null : modelsOf(text) };
     if (statusCode < 500 && (statusCode < 300 || statusCode >= 400)) return { kind: 'well', models: null };
     if (statusCode === 501) return { kind: 'well', models: null };

@@ -18,7 +18,7 @@ import type { Dispatcher } from 'undici';
 import type { Attempt } from '../dispatch/attempt.ts';
 import type { Dispatcher as Scheduler } from '../dispatch/dispatcher.ts';
 import { type FleetNode, type ModelSpot, newFleetNode } from '../fleet/node.ts';
-import { LOOP_DETECTED, type Probed, probeProvider } from './provider-probe.ts';
+import { type Probed, probeProvider } from './provider-probe.ts';
 import { openProviderLink } from './provider-link.ts';
 import { type ProxySettings, wayOut } from './way-out.ts';
 
@@ -253,10 +253,9 @@ export function createProvider(first: ProviderRecord, deps: ProviderDeps): Provi
       return undefined;
     }
     const { status, retry_after_ms } = failure;
-    if (status === LOOP_DETECTED) {
+    if (failure.code === 'loop_detected') {
       return {
         ...failure,
-        code: 'loop_detected',
         message: `The provider ${record.name} leads back to a control plane that this request has come through.`,
         // Of other requests nothing follows: two fleets may be each other's last resort. Its probe finds one that always loops.
         retryable: deps.elsewhere(attempt),

@@ -1,4 +1,4 @@
-import type { ErrorCode } from '@flotilla/protocol';
+import { ERRORS, type ErrorCode } from '@flotilla/protocol';
 import type { HttpHeaders } from '../ports/http-agent.ts';
 
 /** A failure as the control plane is told it: no address, no words of the backend's own. */
@@ -44,6 +44,20 @@ export function judgeAnswer(status: number, headers: HttpHeaders): Failure | und
     };
   }
   return undefined;
+}
+
+/**
+ * Whether this is a control plane's word that what it was asked has come through it already. Its body says so: others
+ * answer 508, too, where a limit of theirs is reached.
+ */
+export function tellsOfLoop(status: number, body: string): boolean {
+  if (status !== ERRORS.loop_detected.status) return false;
+  try {
+    const said = JSON.parse(body) as { error?: { code?: unknown } | null } | null;
+    return said?.error?.code === ('loop_detected' satisfies ErrorCode);
+  } catch {
+    return false;
+  }
 }
 
 /** They name the account whose key was used, which is no client's business. */

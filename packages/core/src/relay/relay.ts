@@ -1,4 +1,4 @@
-import type { Operation, TokenUsage } from '@flotilla/protocol';
+import { ERRORS, type Operation, type TokenUsage } from '@flotilla/protocol';
 import type { OutStream } from '../out-stream.ts';
 import type { Clock } from '../ports/clock.ts';
 import type { HttpAgent, HttpCalls, HttpControl, HttpHeaders } from '../ports/http-agent.ts';
@@ -9,6 +9,7 @@ import {
   type Failure,
   judgeAnswer,
   passedHeaders,
+  tellsOfLoop,
   wasStaleConnection,
 } from './backend-answer.ts';
 import { type RelayBackend, pathOf } from './backend.ts';
@@ -23,6 +24,7 @@ import { withUsageAsked } from './usage-request.ts';
  *     asking ──head──▶ answering ──end──▶ over (completed)
  *       │ └─ refused include_usage, or a connection gone stale: asked once more ─┐
  *       ▲────────────────────────────────────────────────────────────────────────┘
+ *       ├──head: 508 of a provider──▶ reading why ──end──▶ over (failed)
  *       └── failure, deadline ──▶ over (failed)          any ──abort()──▶ over (silent)
  *
  * Moved by: the HTTP agent's calls, the shared deadlines, `abort`. `done` is called once, never after `abort`.
@@ -62,11 +64,14 @@ export interface RelayTools {
 const TRACEPARENT = /^[\da-f]{2}-[\da-f]{32}-[\da-f]{16}-[\da-f]{2}(?:-[\x21-\x7e]*)?$/;
 /**
  * An answer that is none may repeat the key that it was asked with ("Incorrect API key provided: …"), so it is masked
- * there whatever it is. In a served answer a key so short is likely a word that was put where one had to be (`ollama`,
- * `EMPTY`): the answer may well have that word.
+ * there. A shorter one is no secret (`none`, `null`, `1`), and masked it would leave a refusal that is no JSON any more.
  */
+const REFUSED_SECRET_MIN_LENGTH = 8;
+/** So short a key is likely a word that was put where one had to be (`changeme`): a served answer may well have it. */
 const SERVED_SECRET_MIN_LENGTH = 20;
-/** A backend that has said `[DONE]` gets this long to end its answer, and so to keep its connection. */
+/** Our own word of a loop is shorter. */
+const REFUSAL_READ_MAX_BYTES = 4096;
+/** A backend that has said `[DONE]`, or refused, gets this long to end its answer, and so to keep its connection. */
 const AFTER_DONE_MS = 1000;
 /** Of what it says after that, this much goes on: nobody reads it, so nobody would make room for more. */
 const AFTER_DONE_BYTES = 64 * 1024;
@@ -87,6 +92,8 @@ export class Relay implements Expiring {
   #scan: SseScan | null = null;
   #body_usage: BodyUsage | null = null;
   #mask: SecretMask | null = null;
+  /** A failure whose body says whether it is of a loop. */
+  #refusal: { failure: Failure; body: string } | null = null;
   #first_byte_at: number | null = null;
   #last_byte_at = 0;
   #done_at: number | null = null;
@@ -193,7 +200,15 @@ export class Relay implements Expiring {
     }
     const failure = judgeAnswer(status, headers);
     if (failure !== undefined) {
-      this.#fail(failure);
+      // Who names no way that it came asks no control plane.
+      const may_loop = status === ERRORS.loop_detected.status && this.#task.via !== undefined;
+      if (!may_loop) {
+        this.#fail(failure);
+        return;
+      }
+      this.#refusal = { failure, body: '' };
+      this.#done_at = this.#tools.clock.now_ms();
+      this.#tools.deadlines.watch(this);
       return;
     }
     const ok = status < 300;
@@ -201,7 +216,8 @@ export class Relay implements Expiring {
     if (ok && this.#usage_refused) this.#task.backend.refuses_usage = true;
     this.#status = status;
     const { secret } = this.#task.backend;
-    const hides = secret !== undefined && (!ok || secret.length >= SERVED_SECRET_MIN_LENGTH);
+    const hides =
+      secret !== undefined && secret.length >= (ok ? SERVED_SECRET_MIN_LENGTH : REFUSED_SECRET_MIN_LENGTH);
     if (hides) this.#mask = newSecretMask(secret);
     const passed = passedHeaders(headers);
     if (hides) for (const name in passed) passed[name] = passed[name]!.replaceAll(secret, MASK);
@@ -212,6 +228,11 @@ export class Relay implements Expiring {
   }
 
   data(chunk: Buffer): void {
+    if (this.#refusal !== null) {
+      this.#refusal.body += chunk.toString('latin1');
+      if (this.#refusal.body.length > REFUSAL_READ_MAX_BYTES) this.#fail(this.#refusal.failure);
+      return;
+    }
     this.#last_byte_at = this.#tools.clock.now_ms();
     if (this.#first_byte_at === null) {
       this.#first_byte_at = this.#last_byte_at;
@@ -249,6 +270,11 @@ export class Relay implements Expiring {
   }
 
   ended(): void {
+    if (this.#refusal !== null) {
+      const { failure, body } = this.#refusal;
+      this.#fail(tellsOfLoop(failure.status!, body) ? { ...failure, code: 'loop_detected' } : failure);
+      return;
+    }
     if (this.#mask !== null) this.#take(this.#mask.rest());
     // What waited may have been what is wrong with it.
     if (this.#over) return;
@@ -264,13 +290,13 @@ export class Relay implements Expiring {
   }
 
   failed(error: Error): void {
+    if (this.#done_at !== null) {
+      this.ended();
+      return;
+    }
     if (this.#status === null && !this.#asked_again && wasStaleConnection(error)) {
       this.#asked_again = true;
       this.start();
-      return;
-    }
-    if (this.#done_at !== null) {
-      this.ended();
       return;
     }
     this.#fail(connectionFailure(error, this.#status !== null));

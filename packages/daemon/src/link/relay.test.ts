@@ -59,7 +59,7 @@ describe('an answer', () => {
     expect(request?.headers).toMatchObject({
       'accept-encoding': 'identity',
       'content-type': 'application/json',
-      'x-own': 'yes',
+      'x-own': 'my-own-key',
       'x-request-id': 'req-job_a',
     });
     expect(bench.control.all('job.accepted')).toEqual([]);
@@ -94,7 +94,8 @@ describe('an answer', () => {
   });
 
   test('that refuses the request and repeats the key leaves the machine without it', async () => {
-    bench.backend.answer = ({ response }) => void response.writeHead(400).end('{"error":"bad key: yes"}');
+    bench.backend.answer = ({ response }) =>
+      void response.writeHead(400).end('{"error":"bad key: my-own-key"}');
     await bench.start();
     await bench.up();
     const stream = bench.control.offer('job_a');

@@ -32,7 +32,9 @@ export class LinkBench {
         pools: [{ id: 'main', capacity: this.slots, capacity_from: 'config' }],
       },
       descriptor_hash: 'hash-1',
-      backends: [{ id: 'main', base_url: this.backend.base_url, pool: 'main', headers: { 'x-own': 'yes' } }],
+      backends: [
+        { id: 'main', base_url: this.backend.base_url, pool: 'main', headers: { 'x-own': 'my-own-key' } },
+      ],
       health: [{ id: 'main', health: 'healthy', models: [] }],
       progress: new SharedArrayBuffer(4),
       connect_timeout_ms: 2000,
