@@ -1,4 +1,5 @@
 import { FlotillaApiError } from '@flotilla/sdk';
+import { listOf } from './help.ts';
 import { note } from './terminal/output.ts';
 import { harmless } from './terminal/text.ts';
 
@@ -21,12 +22,9 @@ export class UsageError extends CommandError {
 /** `unwanted`: the control plane wants this daemon no more (revoked, superseded); another start would change nothing. */
 export const EXIT = { done: 0, failed: 1, usage: 2, unwanted: 3 } as const;
 
-/**
- * Reports an error on stderr, as JSON when the command was asked for JSON, and says which exit code it has.
- * @param list the command that lists what there is of the kind that was asked for
- */
-export function report(error: unknown, json: boolean, list?: string): number {
-  const { message, next } = explain(error, list);
+/** Reports an error on stderr, as JSON when the command was asked for JSON, and says which exit code it has. */
+export function report(error: unknown, json: boolean): number {
+  const { message, next } = explain(error);
   if (json)
     note(JSON.stringify({ error: { message, ...(next === undefined ? {} : { next }), ...factsOf(error) } }));
   else note(`error: ${harmless(message)}${next === undefined ? '' : `\n${harmless(next)}`}`);
@@ -47,11 +45,11 @@ function factsOf(error: unknown): object {
   return { code, status, request_id, retry_after_ms, param };
 }
 
-function explain(error: unknown, list?: string): { message: string; next?: string | undefined } {
+function explain(error: unknown): { message: string; next?: string | undefined } {
   if (error instanceof CommandError) return error;
   if (error instanceof FlotillaApiError) {
     const id = error.request_id === undefined ? '' : ` (request ${error.request_id})`;
-    return { message: `${error.message}${id}`, next: nextAfter(error, list) };
+    return { message: `${error.message}${id}`, next: nextAfter(error) };
   }
   // What the daemon and the control plane refuse says itself what to do; these are faults of ours.
   const message = error instanceof Error ? error.message : String(error);
@@ -64,7 +62,7 @@ function explain(error: unknown, list?: string): { message: string; next?: strin
 
 const FAULTS = new Set(['TypeError', 'RangeError', 'ReferenceError', 'SyntaxError']);
 
-function nextAfter(error: FlotillaApiError, list?: string): string | undefined {
+function nextAfter(error: FlotillaApiError): string | undefined {
   switch (error.code) {
     case 'unreachable':
       if (/certificate/i.test(error.message)) {
@@ -80,11 +78,13 @@ function nextAfter(error: FlotillaApiError, list?: string): string | undefined {
       return 'This key may not do that; an admin can make one that may: flotilla keys create --help.';
     case 'model_not_found':
       return 'See what there is: flotilla models';
-    case 'not_found':
-      // Not where something is missing of a thing that is there, like the result of a job.
-      return list !== undefined && /^There is no [^"]*"/.test(error.message)
-        ? `See which there are: ${list}`
-        : undefined;
+    case 'not_found': {
+      // What is missing names its kind, which need not be what the command is about. Of a thing that is there something
+      // may be missing, too, like the result of a job: no list tells of that.
+      const noun = /^There is no ([^"]*) "/.exec(error.message)?.[1];
+      const list = noun === undefined ? undefined : listOf(noun);
+      return list === undefined ? undefined : `See which there are: ${list}`;
+    }
     case 'no_capacity':
       return 'See why: flotilla nodes';
     default:

@@ -56,7 +56,8 @@ export function withDefaultVerb(argv: readonly string[]): string[] {
   return [group, fallback, ...argv.slice(1)];
 }
 
-/** The command that lists what the one of these arguments was about. */
-export function listOf([group = '']: readonly string[]): string | undefined {
+/** The command that lists what there is of these: a `node`, or an `enrolment token`. */
+export function listOf(noun: string): string | undefined {
+  const group = `${noun.split(' ').at(-1)!}s`;
   return Object.hasOwn(DEFAULT_VERB, group) ? `flotilla ${group}` : undefined;
 }

@@ -225,6 +225,16 @@ describe('a failure ends with 1, on stderr, with what to do next', () => {
     });
   });
 
+  test('of two kinds that a command is about, the one that is missing is listed', async () => {
+    const refused = (response: ServerResponse) => {
+      response.writeHead(404, { 'content-type': 'application/json' });
+      response.end(JSON.stringify({ error: { message: 'There is no node "node_1".', code: 'not_found' } }));
+    };
+    const control = await serve({ 'GET /api/v1/nodes/node_1': refused });
+    const { stderr } = await run(['models', 'discover', 'node_1'], control.environment);
+    expect(stderr).toBe('error: There is no node "node_1".\nSee which there are: flotilla nodes\n');
+  });
+
   test('an https address of what speaks plain http', async () => {
     const { url } = await serve({});
     const { code, stderr } = await run([

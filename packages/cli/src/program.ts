@@ -18,7 +18,7 @@ import { addTokens } from './commands/tokens.ts';
 import { addUp } from './commands/up.ts';
 import { addUsage } from './commands/usage.ts';
 import { EXIT, report } from './failure.ts';
-import { listOf, withDefaultVerb, withExamples } from './help.ts';
+import { withDefaultVerb, withExamples } from './help.ts';
 import { version } from './version.ts';
 
 export function buildProgram(): Command {
@@ -74,6 +74,6 @@ export async function run(argv: readonly string[]): Promise<number> {
   } catch (error) {
     // Commander has said what is wrong with the command line; or it printed the help that was asked for.
     if (error instanceof CommanderError) return error.exitCode === 0 ? EXIT.done : EXIT.usage;
-    return report(error, argv.includes('--json'), listOf(argv));
+    return report(error, argv.includes('--json'));
   }
 }
