@@ -1,4 +1,4 @@
-import { chmod, mkdir, readdir, readFile, rm, stat, truncate, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, readdir, readFile, rm, stat, truncate, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
 import { ManualClock } from '@flotilla/core/testing';
@@ -145,6 +145,33 @@ describe('the journal', () => {
     // And once only, whoever comes after.
     expect(open(undefined, 'node_other').entries()).toEqual([]);
     expect(log.lines).toHaveLength(2);
+  });
+
+  test('removes what was put aside at a start a day later, and no earlier', async () => {
+    const before = open(undefined, 'node_other');
+    before.keep(result('job_a'));
+    await before.close();
+    await writeFile(join(dir, 'job_b.1'), 'no entry');
+    const aside = ['job_a.1.foreign', 'job_b.1.unreadable'];
+    for (const passes_ms of [0, 24 * 3_600_000 - 1]) {
+      clock.advance(passes_ms);
+      open().entries();
+      expect((await readdir(dir)).toSorted()).toEqual(aside);
+    }
+    clock.advance(1);
+    open().entries();
+    expect(await readdir(dir)).toEqual([]);
+  });
+
+  test('says of an entry that cannot be put aside that it stays', async () => {
+    const journal = open();
+    await writeFile(join(dir, 'job_a.1'), 'no entry');
+    const in_the_way = join(dir, 'job_a.1.unreadable');
+    await mkdir(join(in_the_way, 'deeper'), { recursive: true });
+    await utimes(in_the_way, clock.wall_ms() / 1000, clock.wall_ms() / 1000);
+    expect(journal.entries()).toEqual([]);
+    expect(log.lines).toMatchObject([{ level: 'error', message: expect.stringContaining('it stays') }]);
+    expect(await readdir(dir)).toContain('job_a.1');
   });
 
   test('delivers what was written before entries said whose they are', async () => {

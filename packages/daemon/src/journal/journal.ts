@@ -1,4 +1,14 @@
-import { chmodSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
 import { mkdir, open, rename, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock, Log, Timer } from '@flotilla/core';
@@ -39,6 +49,8 @@ export interface JournalOptions {
 const TEMPORARY = '.tmp';
 const UNREADABLE = '.unreadable';
 const FOREIGN = '.foreign';
+/** What was put aside holds answers in clear, and nobody may come to look at it. */
+const ASIDE_KEPT_MS = 24 * 3_600_000;
 const GROUP_MOST = 64;
 const RETRY_FIRST_MS = 1000;
 const RETRY_MOST_MS = 60_000;
@@ -117,8 +129,12 @@ export class Journal {
     const { dir } = this.#options;
     try {
       const names = readdirSync(dir);
-      for (const name of names) if (name.endsWith(TEMPORARY)) this.#sweep(name);
-      return names.filter((name) => ![TEMPORARY, UNREADABLE, FOREIGN].some((end) => name.endsWith(end)));
+      return names.filter((name) => {
+        if (name.endsWith(TEMPORARY)) this.#sweep(name, 0);
+        else if (name.endsWith(UNREADABLE) || name.endsWith(FOREIGN)) this.#sweep(name, ASIDE_KEPT_MS);
+        else return true;
+        return false;
+      });
     } catch (error) {
       this.#failed(error);
       this.#tryAgain();
@@ -126,10 +142,13 @@ export class Journal {
     }
   }
 
-  /** What a crash has left half written. Where it has to stay, what is whole is delivered all the same. */
-  #sweep(name: string): void {
+  /** What is none to be delivered, and of that age. Where it has to stay, what is whole is delivered all the same. */
+  #sweep(name: string, age_ms: number): void {
+    const { dir, clock } = this.#options;
+    const path = join(dir, name);
     try {
-      rmSync(join(this.#options.dir, name), { force: true, recursive: true });
+      if (age_ms > 0 && clock.wall_ms() - statSync(path).mtimeMs < age_ms) return;
+      rmSync(path, { force: true, recursive: true });
     } catch (error) {
       this.#failed(error);
       this.#tryAgain();
@@ -137,9 +156,9 @@ export class Journal {
   }
 
   #read(name: string): JournalEntry | undefined {
-    const { dir, node, log } = this.#options;
+    const { dir, node, clock, log } = this.#options;
     const path = join(dir, name);
-    let why: string;
+    let why = '';
     let aside = UNREADABLE;
     try {
       const read = decodeEntry(readFileSync(path));
@@ -152,14 +171,20 @@ export class Journal {
         this.#on_disk.add(name);
         return read.entry;
       }
+      // From now on it is kept for a day, however old it is.
+      const now_s = clock.wall_ms() / 1000;
+      utimesSync(path, now_s, now_s);
       renameSync(path, `${path}${aside}`);
+      log.error(
+        { path, why },
+        `An entry of the journal cannot be used. It was put aside, ending in ${aside}; a start after a day removes it.`,
+      );
     } catch (error) {
-      why = (error as Error).message;
+      log.error(
+        { path, why, error },
+        'An entry of the journal cannot be used, nor be put aside: it stays, and has to be removed by hand.',
+      );
     }
-    log.error(
-      { path, why },
-      `An entry of the journal cannot be used. It was put aside, ending in ${aside}, and may be removed.`,
-    );
     return undefined;
   }
 
