@@ -112,6 +112,7 @@ export function plansSuite(subject: Subject): void {
       ['held-nodes', 'jobs_by_node', (s) => s.heldNodes()],
       ['ready-lanes', 'jobs_ready', (s) => s.readyLanes(100, '')],
       ['next-due', 'jobs_deadline', (s) => s.nextDue(['node_x'])],
+      ['load-reservations', 'jobs_by_state', (s) => s.loadReservations(100)],
       ['find-usage', 'usage_pkey', (s) => s.findUsage(['job_100'])],
       [
         'correct-usage',

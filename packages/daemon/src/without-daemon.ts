@@ -10,8 +10,8 @@ import {
 } from './state-dir.ts';
 
 /**
- * `leave` where no daemon runs: removes the credential, and the results that nobody will ask for. The control plane is not told, and shows the node as offline
- * until an operator revokes it.
+ * `leave` where no daemon runs: removes the credential, and the results that nobody will ask for. The control plane is
+ * not told, and shows the node as offline until an operator revokes it.
  * @returns what was forgotten, or `null` when this machine was not enrolled
  * @throws {StateDirError} while a daemon runs: ask it to leave instead
  */
