@@ -6,6 +6,7 @@ import { promisify } from 'node:util';
 import { parse } from 'yaml';
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { readControlConfig } from '../packages/control/src/config.ts';
+import { FLUSH_WITHIN_MS } from '../packages/control/src/main.ts';
 import { openPlane } from './support/plane.ts';
 import { complaintOf, CONTROL_VARIABLES, READ_VARIABLES } from './support/command-line.ts';
 
@@ -109,7 +110,9 @@ describe('the compose file', () => {
     expect(control.ports).toEqual([expect.stringMatching(new RegExp(`:${defaults.port}:${defaults.port}$`))]);
     expect(node.command).toContain(`http://control:${defaults.port}`);
     expect(node.healthcheck!.test).toEqual(['CMD', 'node', HEALTHCHECK, 'http://127.0.0.1:7401/readyz']);
-    expect(Number.parseInt(control.stop_grace_period!, 10) * 1000).toBeGreaterThan(defaults.drain_timeout_ms);
+    expect(Number.parseInt(control.stop_grace_period!, 10) * 1000).toBeGreaterThan(
+      defaults.drain_timeout_ms + FLUSH_WITHIN_MS,
+    );
   });
 
   test('sets what the program reads, and asks for what .env.example has', () => {
@@ -150,7 +153,9 @@ describe('the unit of the control plane', () => {
     expect(command).toMatch(/\/flotilla$/);
     expect(complaintOf(words)).toBeUndefined();
     for (const pair of valuesOf('Environment')) expect(CONTROL_VARIABLES).toContain(pair.split('=')[0]);
-    expect(Number(valuesOf('TimeoutStopSec')[0]) * 1000).toBeGreaterThan(defaults.drain_timeout_ms);
+    expect(Number(valuesOf('TimeoutStopSec')[0]) * 1000).toBeGreaterThan(
+      defaults.drain_timeout_ms + FLUSH_WITHIN_MS,
+    );
     expect(Number(valuesOf('LimitNOFILE')[0])).toBeGreaterThan(defaults.connection_limit);
     expect(valuesOf('Environment')).toEqual([`FLOTILLA_DATA_DIR=/var/lib/${valuesOf('StateDirectory')[0]}`]);
   });

@@ -38,7 +38,7 @@ export function detachedAccountsSuite(subject: Subject): void {
 
   /**
    * A control plane without nodes, whose store loses the first answer of this operation that says anything.
-   * @param meanwhile the answer is not lost: it waits for this
+   * @param meanwhile the answer is not lost: it waits for this, and is lost each time where this fails
    */
   function running(
     losing: Losing | null,
@@ -48,6 +48,10 @@ export function detachedAccountsSuite(subject: Subject): void {
     lease_ttl_ms = 15_000,
   ) {
     let lost = losing === null;
+    const again = (error: Error) => {
+      lost = false;
+      throw error;
+    };
     const store: Store = { ...subject.store };
     if (losing !== null) {
       const operation = subject.store[losing] as (...args: never[]) => Promise<unknown>;
@@ -55,7 +59,7 @@ export function detachedAccountsSuite(subject: Subject): void {
         const answer = await operation(...args);
         if (lost || (Array.isArray(answer) && answer.length === 0)) return answer;
         lost = true;
-        if (meanwhile !== undefined) return meanwhile().then(() => answer);
+        if (meanwhile !== undefined) return meanwhile().then(() => answer, again);
         throw new FlotillaError('unavailable', 'The answer was lost.');
       }) as never;
     }
@@ -93,7 +97,7 @@ export function detachedAccountsSuite(subject: Subject): void {
         storeFlushed: nothing,
       },
     });
-    onTestFinished(() => detached.close());
+    onTestFinished(() => detached.close(soon()));
     const size = { prompt_tokens: 10, answer_tokens: 20 };
     return {
       detached,
@@ -131,6 +135,7 @@ export function detachedAccountsSuite(subject: Subject): void {
     return claimed!;
   }
 
+  const soon = () => clock.now_ms() + 1000;
   const budgeted = () => aKey({ token_budget: { tokens: 1000, period: 'total' } });
   const word = { attempt: 1, node: 'node_a', prompt_tokens: 11, completion_tokens: 22, cached_tokens: 0 };
 
@@ -219,7 +224,7 @@ export function detachedAccountsSuite(subject: Subject): void {
         works: () => false,
         ended: (usage) => void reservations.settle(usage),
       });
-      onTestFinished(() => reservations.close());
+      onTestFinished(() => reservations.close(soon()));
       // Something is looked for, and what comes next goes together.
       void reservations.learn(['job_x']);
       return { reservations, goOn, budget: () => limits.left(key).budget! };
@@ -262,6 +267,17 @@ export function detachedAccountsSuite(subject: Subject): void {
     });
   });
 
+  test('who stops waits for a store that is away until the time that it was given, and no longer', async () => {
+    const away = () => Promise.reject(new FlotillaError('unavailable', 'It is away.'));
+    const { detached, submit } = running('acceptJobs', budgeted(), [], away);
+    const refused = submit(60_000).catch((error: Error) => error.message);
+    const latest_ms = soon();
+    await detached.close(latest_ms);
+    expect(clock.now_ms()).toBeGreaterThanOrEqual(latest_ms);
+    expect(clock.now_ms()).toBeLessThan(latest_ms + 8000);
+    expect(await refused).toContain('not committed in time');
+  });
+
   test('a job whose end is heard of before its acceptance reserves nothing', async () => {
     const key = budgeted();
     let id = '';
@@ -300,7 +316,7 @@ export function detachedAccountsSuite(subject: Subject): void {
     const before = running(null, key);
     const [id, other] = [await before.submit(60_000), await before.submit(60_000)];
     const { reserved } = before.budget();
-    await before.detached.close();
+    await before.detached.close(soon());
     const mine = (await subject.store.loadReservations(100_000)).filter((one) => one.key === key.id);
     const after = running(null, key, mine);
     expect(after.budget()).toMatchObject({ used: 0, reserved });
@@ -315,7 +331,7 @@ export function detachedAccountsSuite(subject: Subject): void {
     const id = await before.submit(60_000);
     for (let lost = 0; lost < 2; lost++) await subject.store.requeueJobs([aRequeue(await begun(id))]);
     await begun(id);
-    await before.detached.close();
+    await before.detached.close(soon());
     const mine = (await subject.store.loadReservations(100_000)).filter((one) => one.key === key.id);
     const after = running(null, key, mine, undefined, 20);
     await until('it is given up', () => after.ended.includes('attempts_exhausted'));

@@ -80,6 +80,8 @@ const BURIED =
 
 /** Answers that are still going out when the server closes get this long. */
 const LAST_ANSWERS_MS = 2000;
+/** A process that stops while its store is away does not stay for it: all that still waits for it has this long, together. */
+export const FLUSH_WITHIN_MS = 15_000;
 /** A row of a job under way is worth having, not worth waiting for. */
 const RECORD_OPEN_WITHIN_MS = 5000;
 
@@ -90,7 +92,10 @@ export async function runControl(
 ): Promise<RunningControl> {
   const log = options.log ?? openLog(config.log_level);
   for (const warning of config.warnings) log.warn({}, warning);
-  const base: Base = { config, log, random: options.random ?? systemRandom, clock: systemClock };
+  const clock = systemClock;
+  let flush_by_ms: number | null = null;
+  const flushBy = () => (flush_by_ms ??= clock.now_ms() + FLUSH_WITHIN_MS);
+  const base: Base = { config, log, random: options.random ?? systemRandom, clock, flushBy };
   const undo: Undo = [];
   try {
     return await start(base, undo);
@@ -105,6 +110,8 @@ interface Base {
   log: Log;
   random: Random;
   clock: Clock;
+  /** Until when a stop waits for the store, by the clock's `now_ms`; first asked where the first begins to wait. */
+  flushBy(): number;
 }
 /** How to close what was opened, last first. */
 type Undo = (() => Promise<unknown>)[];
@@ -140,7 +147,7 @@ async function start(base: Base, undo: Undo): Promise<RunningControl> {
   const keys = createKeys({ store, clock: backgroundClock, log });
   undo.push(() => keys.close());
   const records = openRecords(store, metrics, base);
-  undo.push(() => records.close());
+  undo.push(() => records.close(base.flushBy()));
   storeFailed = () => records.settlements.suspect();
 
   const serving = await assembleServing(
@@ -255,7 +262,7 @@ interface Records {
   /** A request has been open for long enough to have a row. */
   record: (job: JobRecord) => void;
   waiting: () => number;
-  close(): Promise<void>;
+  close(latest_ms: number): Promise<void>;
 }
 
 /** The batched writers of requests: their ends, and those that take long while they run. */
@@ -271,7 +278,8 @@ function openRecords(store: Store, metrics: Metrics, { log, clock }: Base): Reco
       });
     },
     waiting: () => settlements.waiting + open.waiting,
-    close: () => Promise.all([settlements.close(), open.close()]).then(() => undefined),
+    close: (latest_ms) =>
+      Promise.all([settlements.close(latest_ms), open.close(latest_ms)]).then(() => undefined),
   };
 }
 
@@ -388,7 +396,7 @@ async function assembleServing(deps: ServingDeps, undo: Undo) {
     reservations: await store.loadReservations(RESERVATIONS_MOST),
     traces,
   });
-  undo.push(() => detached.close());
+  undo.push(() => detached.close(deps.flushBy()));
   watchGauges(metrics, roster, providers, dispatcher, () => records.waiting() + detached.waiting());
   const everywhere = () => [...roster.all(), ...[...providers.all()].map(({ node }) => node)];
   return {

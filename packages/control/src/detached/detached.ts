@@ -44,7 +44,8 @@ export interface Detached {
   readonly watchers: Watchers;
   /** Rows that wait to be written. */
   waiting(): number;
-  close(): Promise<void>;
+  /** @param latest_ms by the clock's `now_ms`: what the store has not taken by then is given up */
+  close(latest_ms: number): Promise<void>;
 }
 
 /** One job, as far as its client says what it is; the model's name is the one that nodes have. */
@@ -205,13 +206,13 @@ export function startDetached(deps: DetachedDeps): Detached {
     cancel,
     watchers,
     waiting: () => transitions.waiting + acceptances.waiting + reservations.waiting,
-    async close() {
+    async close(latest_ms) {
       watchers.close();
       await upkeep.close();
       await claims.close();
       held.leaveProviders();
-      await Promise.all([acceptances.close(), transitions.close()]);
-      await reservations.close();
+      await Promise.all([acceptances.close(latest_ms), transitions.close(latest_ms)]);
+      await reservations.close(latest_ms);
     },
   };
 

@@ -32,7 +32,7 @@ export interface Reservations {
   /** The word of a node that comes when its job may have ended already. */
   told(word: UsageWord): void;
   readonly waiting: number;
-  close(): Promise<void>;
+  close(latest_ms: number): Promise<void>;
 }
 
 export interface ReservationsDeps {
@@ -124,7 +124,7 @@ export function createReservations(deps: ReservationsDeps): Reservations {
     get waiting() {
       return looks.waiting;
     },
-    close: () => looks.close(),
+    close: (latest_ms) => looks.close(latest_ms),
   };
 
   function settle(usage: UsageRecord): boolean {

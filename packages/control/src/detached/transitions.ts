@@ -17,7 +17,7 @@ export interface Transitions {
   jobs(): string[];
   /** Rejects only where the store refuses this row for good, or the process stops. */
   add(transition: Transition): Promise<ResultOutcome>;
-  close(): Promise<void>;
+  close(latest_ms: number): Promise<void>;
 }
 
 export interface TransitionDeps {
@@ -54,7 +54,7 @@ export function openTransitions({ store, clock, flushed }: TransitionDeps): Tran
         ends.delete(transition);
       }
     },
-    close: () => batcher.close(),
+    close: (latest_ms) => batcher.close(latest_ms),
   };
 
   async function flush(batch: Transition[]): Promise<ResultOutcome[]> {

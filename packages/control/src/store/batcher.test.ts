@@ -219,7 +219,7 @@ describe('the batcher', () => {
     clock.advance(1000);
     await settled();
     expect(batcher.failing_since_ms).toBeNull();
-    await batcher.close();
+    await batcher.close(clock.now_ms() + 15_000);
     batcher.suspect();
     expect(batcher.failing_since_ms).toBeNull();
   });
@@ -246,7 +246,7 @@ describe('the batcher', () => {
   test('closing waits for what was added, takes no more, and leaves no timer', async () => {
     const { batcher, clock, last } = harness();
     const answer = batcher.add(1, LATE);
-    const closed = batcher.close();
+    const closed = batcher.close(clock.now_ms() + 15_000);
     await expect(batcher.add(2, LATE)).rejects.toMatchObject({ code: 'unavailable' });
     last().commit();
     await closed;
@@ -258,7 +258,7 @@ describe('the batcher', () => {
     const { batcher, clock, last, setUp } = harness();
     setUp(false);
     const answer = outcome(batcher.add(1, LATE));
-    const closed = batcher.close();
+    const closed = batcher.close(clock.now_ms() + 15_000);
     for (let second = 0; second < 16; second++) {
       last().fail(down());
       await settled();

@@ -42,8 +42,6 @@ const FIRST_BACK_OFF_MS = 50;
 const LONGEST_BACK_OFF_MS = 1_000;
 /** A flush that has not come back for this long counts as failing: a server can vanish without an error. */
 const STALLED_MS = 500;
-/** A process that stops while its store is away does not stay for it. */
-const CLOSE_WITHIN_MS = 15_000;
 /** A deadline further away is looked at again then: no clock has to keep timers for days. */
 const LONGEST_WATCH_MS = 60_000;
 
@@ -105,10 +103,12 @@ export class Batcher<Row, Result> {
     this.#running = this.#run();
   }
 
-  /** Takes no more rows; resolves when those that wait are committed, past their deadlines, or have waited so long. */
-  async close(within_ms = CLOSE_WITHIN_MS): Promise<void> {
+  /**
+   * Takes no more rows; resolves when those that wait are committed or past their deadlines.
+   * @param latest_ms by the clock's `now_ms`: no deadline is later from now on
+   */
+  async close(latest_ms: number): Promise<void> {
     this.#closed = true;
-    const latest_ms = this.#options.clock.now_ms() + within_ms;
     for (const entry of [...this.#flying, ...this.#queue]) {
       entry.deadline_ms = Math.min(entry.deadline_ms, latest_ms);
     }
