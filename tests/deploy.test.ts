@@ -3,7 +3,8 @@ import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'no
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
-import { parse } from 'yaml';
+import { parse, parseAllDocuments } from 'yaml';
+import { ROUTES } from '@flotilla/protocol';
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { readControlConfig } from '../packages/control/src/config.ts';
 import { FLUSH_WITHIN_MS } from '../packages/control/src/main.ts';
@@ -41,8 +42,10 @@ interface Service {
   stop_grace_period?: string;
   depends_on?: Record<string, unknown>;
 }
-const compose = parse(read('compose.yaml')) as { services: Record<'database' | 'control' | 'node', Service> };
-const { control, node } = compose.services;
+const compose = parse(read('compose.yaml')) as {
+  services: Record<'database' | 'bus' | 'control' | 'balancer' | 'node', Service>;
+};
+const { control, balancer, node } = compose.services;
 
 describe('the image', () => {
   test('is made of files that are there, on the Node that the program needs, as no root', () => {
@@ -107,7 +110,10 @@ describe('the compose file', () => {
     expect(existsSync(join(folder, context, dockerfile))).toBe(true);
     expect(node.image).toBe(control.image);
     for (const { command } of [control, node]) expect(complaintOf(command!)).toBeUndefined();
-    expect(control.ports).toEqual([expect.stringMatching(new RegExp(`:${defaults.port}:${defaults.port}$`))]);
+    expect(balancer.command!.at(-1)).toBe(`control:${defaults.port}`);
+    expect(balancer.ports).toEqual([
+      expect.stringMatching(new RegExp(`:${defaults.port}:${defaults.port}$`)),
+    ]);
     expect(node.command).toContain(`http://control:${defaults.port}`);
     expect(node.healthcheck!.test).toEqual(['CMD', 'node', HEALTHCHECK, 'http://127.0.0.1:7401/readyz']);
     expect(Number.parseInt(control.stop_grace_period!, 10) * 1000).toBeGreaterThan(
@@ -119,9 +125,13 @@ describe('the compose file', () => {
     const named = Object.keys(control.environment!);
     expect(named.filter((name) => !CONTROL_VARIABLES.has(name))).toEqual([]);
     const { FLOTILLA_SECRET_KEY: _, ...environment } = control.environment!;
-    expect(readControlConfig({ DATABASE_URL: environment['DATABASE_URL']! }).database_url).toContain(
-      '@database/',
-    );
+    const { DATABASE_URL, NATS_URL } = environment as Record<string, string>;
+    const config = readControlConfig({ DATABASE_URL: DATABASE_URL!, NATS_URL: NATS_URL! });
+    expect([config.database_url, config.nats_url]).toEqual([
+      expect.stringContaining('@database/'),
+      expect.stringMatching(/@bus$/),
+    ]);
+    expect(Object.keys(compose.services)).toEqual(expect.arrayContaining(['database', 'bus']));
     const asked = new Set([...read('compose.yaml').matchAll(/\$\{(\w+)/g)].map((match) => match[1]!));
     expect([...asked].filter((name) => !examples().has(name))).toEqual([]);
     expect(control.env_file).toBe('.env');
@@ -175,11 +185,60 @@ describe('the unit of the control plane', () => {
   });
 });
 
+describe('the manifests', () => {
+  interface Manifest {
+    kind: string;
+    metadata: { name: string };
+    spec: {
+      replicas?: number;
+      ports?: { port: number }[];
+      template?: {
+        spec: {
+          terminationGracePeriodSeconds?: number;
+          containers: {
+            args?: string[];
+            ports: { containerPort: number }[];
+            env?: { name: string }[];
+            readinessProbe: { httpGet: { path: string } };
+            livenessProbe: { httpGet: { path: string } };
+          }[];
+        };
+      };
+    };
+  }
+  const manifests = (name: string) =>
+    parseAllDocuments(read(`kubernetes/${name}`)).map((one) => one.toJS() as Manifest);
+
+  test('start replicas of what the program has, with settings that it reads, and ask what it answers', () => {
+    const { spec } = manifests('control.yaml').find(({ kind }) => kind === 'Deployment')!;
+    const { containers, terminationGracePeriodSeconds } = spec.template!.spec;
+    const [container] = containers;
+    expect(spec.replicas).toBeGreaterThan(1);
+    expect(complaintOf(container!.args!)).toBeUndefined();
+    expect(container!.ports[0]!.containerPort).toBe(defaults.port);
+    expect(container!.env!.filter(({ name }) => !CONTROL_VARIABLES.has(name))).toEqual([]);
+    expect(container!.readinessProbe.httpGet.path).toBe(ROUTES.readyz.path);
+    expect(container!.livenessProbe.httpGet.path).toBe(ROUTES.healthz.path);
+    expect(terminationGracePeriodSeconds! * 1000).toBeGreaterThan(defaults.drain_timeout_ms);
+  });
+
+  test('have the stores under the names that the guide’s secret uses', () => {
+    const services = manifests('stores.yaml').flatMap(({ kind, metadata, spec }) =>
+      kind === 'Service' ? [`${metadata.name}:${spec.ports![0]!.port}`] : [],
+    );
+    const guide = readFileSync(join(root, 'docs/guides/production.md'), 'utf8');
+    expect(services).toEqual(['flotilla-database:5432', 'flotilla-bus:4222']);
+    for (const service of services) expect(guide).toContain(`@${service.split(':')[0]}`);
+  });
+});
+
 test('the guide says what each file is for', () => {
   const guide = readFileSync(join(root, 'docs/guides/production.md'), 'utf8');
   for (const name of [
     'Dockerfile',
     'compose.yaml',
+    'kubernetes/control.yaml',
+    'kubernetes/stores.yaml',
     '.env.example',
     'flotilla-control.service',
     'grafana/flotilla.json',

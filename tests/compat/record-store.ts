@@ -67,7 +67,7 @@ async function fill(into: Store): Promise<void> {
     anEnrolment(token.hash, { node: node.id, name: node.name, credential, labels: { room: 'attic' } }),
   );
   const replica = recordedId('replica', 6);
-  await into.enterReplica(replica);
+  await into.enterReplica(replica, false);
   await into.takeEpochs(replica, [node.id]);
   await into.saveNodeStates([
     { id: node.id, epoch: 1, state: 'online', close_reason: null, at: RECORDED_AT },

@@ -77,6 +77,8 @@ export function detachedAccountsSuite(subject: Subject): void {
     });
     const ended: string[] = [];
     const detached = startDetached({
+      shared: null,
+      mirror: null,
       clock,
       random,
       log: quiet,

@@ -197,7 +197,7 @@ export function nodesSuite(subject: Subject): void {
     test('a bump makes the row and then counts, so that a watcher sees one stand still', async () => {
       const bumpsOf = async (id: string) =>
         (await subject.store.listReplicas()).find((replica) => replica.id === id)?.bumps;
-      await subject.store.enterReplica('rep_x');
+      await subject.store.enterReplica('rep_x', true);
       expect(await Promise.all([1, 2, 3].map(() => subject.store.bumpReplica('rep_x')))).toEqual([
         true,
         true,

@@ -1,11 +1,10 @@
 import type { ServerResponse } from 'node:http';
 import { join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
-import type { JobBatchVerdicts, JobView } from '@flotilla/protocol';
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { openStopped } from '../../packages/control/src/store/backup/place.ts';
-import { type ScriptedBackend, type SeenRequest, chatAnswer } from '../support/scripted-backend.ts';
-import { quiet } from '../support/store.ts';
+import { numberedJobs, overlaps, tellNumber } from '../support/numbered-jobs.ts';
+import type { ScriptedBackend, SeenRequest } from '../support/scripted-backend.ts';
+import { seededRandom } from '../support/seeded-random.ts';
 import { until } from '../support/until.ts';
 import { type TestNode, type World, openWorld } from '../support/world.ts';
 
@@ -27,10 +26,9 @@ const H_MS = 3000;
  */
 const KILL_FOR_MS = 60_000;
 const WITHIN_MS = 10 * 60_000;
-const HEAD = { 'content-type': 'application/json' };
 
 let world: World;
-const random = generator(SEED);
+const random = seededRandom(SEED);
 const backends: ScriptedBackend[] = [];
 const nodes: TestNode[] = [];
 
@@ -49,15 +47,14 @@ test.runIf(LONG)(
   `${JOBS} detached jobs end once each while processes are killed at random`,
   async () => {
     const began_ms = performance.now();
-    const ids = new Map<number, string>();
+    const jobs = numberedJobs([world.plane]);
     let over = false;
     const killing = kill(() => over);
     for (let from = 0; from < JOBS; from += BATCH) {
-      const numbers = Array.from({ length: Math.min(BATCH, JOBS - from) }, (_, place) => from + place);
-      await submit(numbers, ids);
+      await jobs.submit(from, Math.min(BATCH, JOBS - from));
     }
     const submitted_ms = performance.now();
-    await until('every job has ended', async () => !(await someAreOpen()), WITHIN_MS);
+    await until('every job has ended', async () => !(await jobs.someAreOpen()), WITHIN_MS);
     over = true;
     const kills = await killing;
     const ended_ms = performance.now();
@@ -73,43 +70,14 @@ test.runIf(LONG)(
         `${kills.plane} kills of the control plane, ${kills.node} of nodes; submitted in ` +
         `${seconds(began_ms, submitted_ms)} s, ended after ${seconds(began_ms, ended_ms)} s; backends asked ${asked} times\n`,
     );
-    expect(new Set(ids.values()).size).toBe(JOBS);
-    expect(await wrongInStore(ids)).toEqual([]);
-    expect(overlaps()).toEqual([]);
+    expect(new Set(jobs.ids.values()).size).toBe(JOBS);
+    const { database_url } = world;
+    const place = database_url === undefined ? { data_dir: join(world.dir, 'plane') } : { database_url };
+    expect(await jobs.wrongInStore(place)).toEqual([]);
+    expect(overlaps(backends)).toEqual([]);
   },
   WITHIN_MS + 60_000,
 );
-
-/** The same again until it is answered: a control plane that is killed has accepted some, all or none of them. */
-async function submit(numbers: number[], ids: Map<number, string>): Promise<void> {
-  const jobs = numbers.map((number) => ({
-    model: 'scripted',
-    request: { messages: [{ role: 'user', content: String(number) }] },
-    idempotency_key: `job-${number}`,
-  }));
-  const verdicts = await until(
-    `jobs from ${numbers[0]} on are accepted`,
-    async () => {
-      const reply = await world.plane
-        .send<JobBatchVerdicts>('POST', '/api/v1/jobs/batch', { jobs })
-        .catch(() => undefined);
-      return reply?.data.every((verdict) => 'id' in verdict) === true && reply.data;
-    },
-    60_000,
-  );
-  verdicts.forEach((verdict, place) => ids.set(numbers[place]!, (verdict as { id: string }).id));
-}
-
-async function someAreOpen(): Promise<boolean> {
-  await pause(200);
-  for (const state of ['queued', 'leased', 'running']) {
-    const page = await world.plane
-      .get<{ data: JobView[] }>(`/api/v1/jobs?state=${state}&limit=1`)
-      .catch(() => undefined);
-    if (page === undefined || page.data.length > 0) return true;
-  }
-  return false;
-}
 
 /** One process after the other, each down for a moment of its own. */
 async function kill(over: () => boolean): Promise<{ plane: number; node: number }> {
@@ -127,72 +95,7 @@ async function kill(over: () => boolean): Promise<{ plane: number; node: number 
 }
 
 /** Tells the job's number again, after a while that differs: most are short, some outlive the process that gave them out. */
-async function answer({ body }: SeenRequest, response: ServerResponse): Promise<void> {
+async function answer(request: SeenRequest, response: ServerResponse): Promise<void> {
   await pause(random() < 0.01 ? 2000 + 4000 * random() : 5 + 45 * random());
-  response.writeHead(200, HEAD).end(chatAnswer(`Number ${numberOf(body)}.`));
-}
-
-function numberOf(body: Buffer): string {
-  return (JSON.parse(body.toString()) as { messages: { content: string }[] }).messages[0]!.content;
-}
-
-/** Of the jobs whose rows are not what they should be, some. */
-async function wrongInStore(ids: Map<number, string>): Promise<unknown[]> {
-  const place =
-    world.database_url === undefined
-      ? { data_dir: join(world.dir, 'plane') }
-      : { database_url: world.database_url };
-  const engine = await openStopped(place, quiet);
-  try {
-    const rows = await engine.query<{ id: string; result: string | null } & Record<string, unknown>>(
-      `select j.id, j.state, j.error_code, b.result,
-         (select count(*) from attempts a where a.job = j.id and a.outcome = 'succeeded') as succeeded,
-         (select count(*) from usage u where u.job = j.id and u.outcome = 'succeeded') as used,
-         (select count(*) from usage u where u.job = j.id) as usages,
-         (select jsonb_agg(jsonb_build_array(a.attempt, a.outcome) order by a.attempt) from attempts a where a.job = j.id) as attempts
-       from jobs j join job_bodies b on b.job = j.id`,
-    );
-    const numbers = new Map([...ids].map(([number, id]) => [id, number]));
-    const wrong = rows.filter(
-      ({ id, state, succeeded, used, usages, result }) =>
-        state !== 'succeeded' ||
-        succeeded !== 1 ||
-        used !== 1 ||
-        usages !== 1 ||
-        result !== chatAnswer(`Number ${numbers.get(id)}.`),
-    );
-    return rows.length === JOBS ? wrong.slice(0, 5) : [{ rows: rows.length }];
-  } finally {
-    await engine.close();
-  }
-}
-
-/** Jobs that a backend was asked to do while it, or another, was still at it. */
-function overlaps(): unknown[] {
-  const asked = new Map<string, SeenRequest[]>();
-  for (const request of backends.flatMap(({ requests }) => requests)) {
-    const number = numberOf(request.body);
-    asked.set(number, [...(asked.get(number) ?? []), request]);
-  }
-  const found: unknown[] = [];
-  for (const [number, requests] of asked) {
-    requests.sort((a, b) => a.began_ms - b.began_ms);
-    for (const [place, { began_ms }] of requests.entries()) {
-      const before = requests[place - 1];
-      if (before !== undefined && (before.ended_ms ?? Infinity) > began_ms)
-        found.push({ number, began_ms, before_ended_ms: before.ended_ms });
-    }
-  }
-  return found;
-}
-
-/** mulberry32: the same choices from the same seed. */
-function generator(seed: number): () => number {
-  let state = seed | 0;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
+  tellNumber(request, response);
 }

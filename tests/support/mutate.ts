@@ -1,3 +1,5 @@
+import { seededRandom } from './seeded-random.ts';
+
 /** Broken variants of sound messages and frames, the same ones for the same seed. */
 export interface Mutator {
   /** Uniform in [0, most). */
@@ -33,14 +35,7 @@ const ODD_VALUES: readonly unknown[] = [
 ];
 
 export function createMutator(seed: number): Mutator {
-  let state = seed >>> 0;
-  /** Mulberry32. */
-  const next = () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 0x1_0000_0000;
-  };
+  const next = seededRandom(seed);
   const below = (most: number) => Math.floor(next() * most);
   const pick = <T>(from: readonly T[]): T => from[below(from.length)]!;
   return { below, pick, text, bytes };

@@ -10,12 +10,15 @@ export interface Proxy {
   /** Nothing is passed on and nothing is closed: a silent network. */
   blackhole(): void;
   restore(): void;
+  /** New connections go there. */
+  lead(port: number): void;
   /** Both ways, shared by all connections; Infinity: no limit. */
   limit(bits_per_second: number): void;
   close(): Promise<void>;
 }
 
 export async function startProxy(target: { host?: string; port: number }): Promise<Proxy> {
+  let { port: far_port } = target;
   let mode: 'pass' | 'cut' | 'silent' = 'pass';
   const sockets = new Set<Socket>();
   const waiting: (() => void)[] = [];
@@ -25,7 +28,7 @@ export async function startProxy(target: { host?: string; port: number }): Promi
       near.resetAndDestroy();
       return;
     }
-    const far = connect({ host: target.host ?? '127.0.0.1', port: target.port, allowHalfOpen: true });
+    const far = connect({ host: target.host ?? '127.0.0.1', port: far_port, allowHalfOpen: true });
     near.setNoDelay(true);
     far.setNoDelay(true);
     for (const [from, to, way] of [
@@ -62,6 +65,9 @@ export async function startProxy(target: { host?: string; port: number }): Promi
     restore() {
       mode = 'pass';
       for (const go of waiting.splice(0)) go();
+    },
+    lead(to) {
+      far_port = to;
     },
     limit(bits_per_second) {
       lanes.up.bytes_per_ms = lanes.down.bytes_per_ms = bits_per_second / 8000;

@@ -21,6 +21,8 @@ export interface World {
   /** What the control plane reaches its database through, where `cuttable_store` asked for that. */
   readonly store_link: Proxy | undefined;
   readonly plane: Plane;
+  /** Another replica on the same store; needs `nats_url`. */
+  replica(more?: Record<string, string>): Promise<Plane>;
   node(options: NodeOptions): Promise<TestNode>;
   backend(answer: Handler, models?: string[]): Promise<ScriptedBackend>;
   proxy(port: number): Promise<Proxy>;
@@ -31,7 +33,7 @@ export interface World {
   close(): Promise<void>;
 }
 
-interface Plane {
+export interface Plane {
   readonly url: string;
   readonly port: number;
   readonly admin_key: string;
@@ -84,6 +86,8 @@ export interface WorldOptions {
   env?: Record<string, string>;
   /** On PostgreSQL, put a hop between control plane and database. */
   cuttable_store?: boolean;
+  /** The control plane is one of several replicas. Needs PostgreSQL. */
+  nats_url?: string;
 }
 
 const ADMIN_KEY = `flk_test-${'x'.repeat(40)}`;
@@ -92,6 +96,7 @@ export async function openWorld({
   heartbeat_ms = 500,
   env = {},
   cuttable_store = false,
+  nats_url,
 }: WorldOptions = {}): Promise<World> {
   const dir = await mkdtemp(join(tmpdir(), 'flotilla-world-'));
   const database = await testDatabaseUrl();
@@ -113,6 +118,7 @@ export async function openWorld({
     FLOTILLA_DATA_DIR: join(dir, 'plane'),
     FLOTILLA_HEARTBEAT_MS: String(heartbeat_ms),
     ...(store_url === undefined ? {} : { DATABASE_URL: store_url.href }),
+    ...(nats_url !== undefined && { NATS_URL: nats_url }),
     ...env,
   };
   const start = (args: string[], more: Record<string, string>) => {
@@ -127,6 +133,7 @@ export async function openWorld({
     database_url: database?.url,
     store_link,
     plane,
+    replica: async (more = {}) => startPlane(start, { ...settings, ...more }, await freePort()),
     async node(options) {
       const node = await startNode(plane, start, dir, options);
       if (options.unready !== true)

@@ -126,8 +126,8 @@ describe('settings', () => {
     );
   });
 
-  test('a second replica is refused with the reason', () => {
-    expect(() => readControlConfig({ NATS_URL: 'nats://a' })).toThrow(/runs one replica/);
+  test('several replicas need one database', () => {
+    expect(() => readControlConfig({ NATS_URL: 'nats://a' })).toThrow(/need one PostgreSQL/);
   });
 });
 

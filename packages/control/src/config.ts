@@ -100,9 +100,16 @@ export const controlSettings = z.strictObject({
     'PostgreSQL 15 or newer; absent: the embedded store.',
   ),
   nats_url: secret(
-    z.string().optional(),
+    z
+      .string()
+      .refine(
+        (text) =>
+          text.split(',').every((one) => /^(nats|tls):\/\/./.test(one.trim()) && URL.canParse(one.trim())),
+        'an address that starts with nats:// or tls://, or several with commas',
+      )
+      .optional(),
     ['NATS_URL'],
-    'What several replicas say to each other; refused by this version, which runs one.',
+    'Where several replicas on one database meet, like `nats://user:password@nats.internal`; of a cluster all servers, with commas. Absent: one replica.',
   ),
   admin_key: secret(
     z
@@ -309,7 +316,7 @@ export function readControlConfig(env: Environment, flags: ControlFlags = {}): C
   const parsed = controlSettings.safeParse(given);
   if (!parsed.success)
     throw new ConfigError(parsed.error.issues.map((issue) => complain(issue, given, origins)).join('\n'));
-  refuseSecondReplica(parsed.data);
+  refuseReplicasWithoutDatabase(parsed.data);
   refuseHalfTls(parsed.data);
   refusePreviousAlone(parsed.data);
   refuseScarceMemory(parsed.data);
@@ -356,11 +363,10 @@ function expectation(issue: z.core.$ZodIssue): string {
   }
 }
 
-function refuseSecondReplica(settings: ControlSettings): void {
-  if (settings.nats_url === undefined) return;
+function refuseReplicasWithoutDatabase(settings: ControlSettings): void {
+  if (settings.nats_url === undefined || settings.database_url !== undefined) return;
   throw new ConfigError(
-    'NATS_URL is set, but this version of Flotilla runs one replica and would not use it: two of them would each ' +
-      'hold half of the nodes and know nothing of each other. Remove NATS_URL and start one.',
+    'NATS_URL is set, and DATABASE_URL is not: several replicas need one PostgreSQL. Set DATABASE_URL, or remove NATS_URL.',
   );
 }
 

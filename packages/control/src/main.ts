@@ -1,4 +1,5 @@
 import {
+  type Bus,
   type Clock,
   type JobRecord,
   type Log,
@@ -32,7 +33,10 @@ import { createRoster, type Roster } from './fleet/roster.ts';
 import { createGateway } from './gateway/gateway.ts';
 import { createHttpServer } from './http/server.ts';
 import { keepTlsFresh, loadTls, TlsError, type TlsFiles, type TlsPair, warnOfExpiry } from './http/tls.ts';
-import { joinAlone, type ReplicaDeps } from './replica.ts';
+import { createHints, type Hints } from './bus/hints.ts';
+import { openNats } from './bus/nats.ts';
+import { startPeers } from './peers/peers.ts';
+import { joinReplicas, type Replica, type ReplicaDeps } from './replica.ts';
 import { startRetention } from './retention.ts';
 import { type Sealer, openSealer } from './secrets/sealer.ts';
 import { Batcher } from './store/batcher.ts';
@@ -131,12 +135,18 @@ async function start(base: Base, undo: Undo): Promise<RunningControl> {
   const replica = makeId('replica', clock.wall_ms(), random.bytes(10));
   let storeFailed = () => {};
   let buried = () => {};
-  const store = await openOwnStore(
+  /** Those that died before anybody could be told. */
+  const early: string[] = [];
+  let died = (other: string): void => {
+    early.push(other);
+  };
+  const { store, membership } = await openOwnStore(
     base,
     replica,
-    { failed: () => storeFailed(), buried: () => buried() },
+    { failed: () => storeFailed(), buried: () => buried(), died: (other) => died(other) },
     undo,
   );
+  const shared = await openShared(base, store, replica, membership, undo);
   const traces = await openTraces(base, replica, undo);
   const sealer = await openSealer(config.secret_key, config.secret_key_previous, {
     random,
@@ -151,9 +161,11 @@ async function start(base: Base, undo: Undo): Promise<RunningControl> {
   storeFailed = () => records.settlements.suspect();
 
   const serving = await assembleServing(
-    { ...base, store, replica, metrics, traces, keys, records, sealer },
+    { ...base, store, replica, shared, metrics, traces, keys, records, sealer },
     undo,
   );
+  died = (other) => serving.died(other);
+  for (const other of early) died(other);
   let stopping = false;
   const app = createHttpServer({
     ...base,
@@ -166,6 +178,7 @@ async function start(base: Base, undo: Undo): Promise<RunningControl> {
     slowdown: createSlowdown(clock),
     stopping: () => stopping,
     recording: () => records.settlements.failing_since_ms === null,
+    bus: shared?.bus ?? null,
     tls: tls?.pair,
   });
   undo.push(() => closeServer(app));
@@ -237,13 +250,13 @@ async function openTls({
   }
 }
 
-/** The store, with this process alone on it and the first key in it. */
+/** The store, with this process among its replicas and the first key in it. */
 async function openOwnStore(
   { config, log, random, clock }: Base,
   replica: string,
-  told: Pick<ReplicaDeps, 'failed' | 'buried'>,
+  told: Pick<ReplicaDeps, 'failed' | 'buried' | 'died'>,
   undo: Undo,
-): Promise<Store> {
+): Promise<{ store: Store; membership: Replica }> {
   const { database_url, data_dir } = config;
   const store = await openStore(database_url === undefined ? { data_dir } : { database_url }, log);
   undo.push(() => store.close());
@@ -251,10 +264,47 @@ async function openOwnStore(
     { store: store.engine },
     `Store: ${store.engine}. An acknowledged write survives ${store.durability}.`,
   );
-  const alone = await joinAlone({ store, clock: backgroundClock, log, id: replica, ...told });
-  undo.push(() => alone.leave());
+  const { nats_url, heartbeat_ms } = config;
+  const membership = await joinReplicas({
+    store,
+    clock: backgroundClock,
+    log,
+    id: replica,
+    bus: nats_url !== undefined,
+    heartbeat_ms,
+    ...told,
+  });
+  undo.push(() => membership.leave());
   if (config.admin_key !== undefined) await ensureAdminKey(config.admin_key, { store, clock, random, log });
-  return store;
+  return { store, membership };
+}
+
+/** What makes this replica one of several: the bus, what is told on it, and who else there is. */
+interface Shared {
+  bus: Bus;
+  hints: Hints;
+  lives(replica: string): Promise<boolean>;
+  bumpAge_ms(): number;
+}
+
+/** @returns null: one replica, without a bus */
+async function openShared(
+  { config, log }: Base,
+  store: Store,
+  replica: string,
+  membership: Replica,
+  undo: Undo,
+): Promise<Shared | null> {
+  if (config.nats_url === undefined) return null;
+  const installation = await store.installation();
+  const bus = openNats({ url: config.nats_url, installation, replica, clock: backgroundClock, log });
+  undo.push(() => bus.close());
+  return {
+    bus,
+    hints: createHints(bus, log),
+    lives: (other) => membership.lives(other),
+    bumpAge_ms: () => membership.bumpAge_ms(),
+  };
 }
 
 interface Records {
@@ -286,6 +336,7 @@ function openRecords(store: Store, metrics: Metrics, { log, clock }: Base): Reco
 interface ServingDeps extends Base {
   store: Store;
   replica: string;
+  shared: Shared | null;
   metrics: Metrics;
   traces: Traces;
   keys: Keys;
@@ -295,7 +346,8 @@ interface ServingDeps extends Base {
 
 /** Roster, scheduler, links and gateway, with the first snapshot of keys and nodes loaded. */
 async function assembleServing(deps: ServingDeps, undo: Undo) {
-  const { config, log, random, clock, store, replica, metrics, traces, keys, records } = deps;
+  const { config, log, random, clock, store, replica, shared, metrics, traces, keys, records } = deps;
+  const hints = shared?.hints ?? null;
   const timing = timings(config.heartbeat_ms);
   const memory = createBodyMemory(config.body_memory_bytes);
   const roster = createRoster(clock, timing);
@@ -332,7 +384,9 @@ async function assembleServing(deps: ServingDeps, undo: Undo) {
     store,
     roster,
     timeout_ms: config.discovery_timeout_ms,
+    ...(hints !== null && { tell: (node: string) => hints.tell({ type: 'discovery', node }) }),
   });
+  hints?.on('discovery', () => void discoveries.look());
   undo.push(() => discoveries.close());
   let changed = () => Promise.resolve();
   const fleet = createFleet({
@@ -341,6 +395,7 @@ async function assembleServing(deps: ServingDeps, undo: Undo) {
     log,
     store,
     replica,
+    shared,
     timings: timing,
     roster,
     dispatcher,
@@ -364,7 +419,20 @@ async function assembleServing(deps: ServingDeps, undo: Undo) {
     },
   });
   undo.push(() => snapshots.close());
-  changed = () => snapshots.changed();
+  hints?.on('config', () => void snapshots.changed());
+  hints?.onLost(() => void snapshots.changed());
+  /** A change made here is told to the others as well. */
+  const told = {
+    changed() {
+      hints?.tell({ type: 'config' });
+      return snapshots.changed();
+    },
+  };
+  changed = () => told.changed();
+  const mirror = await fleet.follow();
+  if (mirror !== null) undo.push(() => mirror.close());
+  hints?.on('nodes', () => void mirror?.look());
+  hints?.onLost(() => void mirror?.look());
   const limits = createLimits(clock, await store.loadSpending(periodStarts(clock.wall_ms())));
   const gateway = createGateway({
     clock,
@@ -384,6 +452,8 @@ async function assembleServing(deps: ServingDeps, undo: Undo) {
     random,
     log,
     store,
+    shared,
+    mirror,
     replica,
     roster,
     dispatcher,
@@ -397,7 +467,25 @@ async function assembleServing(deps: ServingDeps, undo: Undo) {
     traces,
   });
   undo.push(() => detached.close(deps.flushBy()));
+  const peers =
+    shared === null
+      ? null
+      : startPeers({
+          ...shared,
+          clock: backgroundClock,
+          random,
+          log,
+          replica,
+          roster,
+          dispatcher,
+          queue_bound: config.queue_bound,
+        });
+  undo.push(() => Promise.resolve(peers?.close()));
   watchGauges(metrics, roster, providers, dispatcher, () => records.waiting() + detached.waiting());
+  hints?.on('cancel', ({ job, message }) => {
+    const own = dispatcher.jobs.get(job);
+    if (own !== undefined) dispatcher.cancel(own, message);
+  });
   const everywhere = () => [...roster.all(), ...[...providers.all()].map(({ node }) => node)];
   return {
     fleet,
@@ -405,12 +493,19 @@ async function assembleServing(deps: ServingDeps, undo: Undo) {
     discoveries,
     gateway,
     limits,
-    snapshots,
+    snapshots: told,
+    died(other: string) {
+      fleet.died(other);
+      peers?.died(other);
+    },
     detached,
     memory,
     providers,
     routes,
-    jobs: openJobs(dispatcher, everywhere),
+    jobs: openJobs(dispatcher, everywhere, (job, message) => {
+      hints?.tell({ type: 'cancel', job, message });
+      return shared?.bus.connected ?? false;
+    }),
   };
 }
 

@@ -1,10 +1,11 @@
 import { describe, expect, test, vi } from 'vitest';
-import { joinAlone } from './replica.ts';
+import { joinReplicas } from './replica.ts';
 import { ManualClock } from '@flotilla/core/testing';
 import { memoryLog } from './testing/memory-log.ts';
 
 function setup(engine: 'embedded' | 'postgres' = 'postgres') {
   const rows = new Map<string, number>();
+  const died: string[] = [];
   const ended: string[] = [];
   const failed = vi.fn<() => void>();
   const buried = vi.fn<() => void>();
@@ -15,11 +16,23 @@ function setup(engine: 'embedded' | 'postgres' = 'postgres') {
     bumpReplica: (id: string) =>
       Promise.resolve(rows.has(id) && rows.set(id, rows.get(id)! + 1) !== undefined),
     endReplica: (id: string) => Promise.resolve(void rows.delete(id)),
-    listReplicas: () => Promise.resolve([...rows].map(([id, bumps]) => ({ id, bumps }))),
+    listReplicas: () =>
+      Promise.resolve([...rows].map(([id, bumps]) => ({ id, bumps, bus: id.startsWith('bus') }))),
     endOrphans: (id: string) => Promise.resolve(ended.push(id)),
   };
-  const join = (id: string) => joinAlone({ store, clock, log: memoryLog(), id, failed, buried });
-  return { rows, ended, clock, join, failed, buried, store };
+  const join = (id: string, bus = false) =>
+    joinReplicas({
+      store,
+      clock,
+      log: memoryLog(),
+      id,
+      bus,
+      heartbeat_ms: 1000,
+      failed,
+      buried,
+      died: (other) => void died.push(other),
+    });
+  return { rows, ended, died, clock, join, failed, buried, store };
 }
 
 describe('a replica', () => {
@@ -63,7 +76,7 @@ describe('a replica', () => {
     await vi.waitFor(() => expect(clock.started).toContain(2500));
     rows.set('other', 8);
     clock.advance(2500);
-    expect(await refused).toMatch(/other.*runs one replica/s);
+    expect(await refused).toMatch(/other.*set the same NATS_URL/s);
     expect([...rows.keys()]).toEqual(['other']);
     expect(ended).toEqual([]);
   });
@@ -96,5 +109,38 @@ describe('a replica', () => {
     rows.set('dead', 7);
     await join('a');
     expect(ended).toEqual(['dead']);
+  });
+
+  test('with a bus has others with one beside it, and clears away one that stands still for 4 H of looking', async () => {
+    const { rows, ended, died, clock, join, store } = setup();
+    rows.set('bus-b', 7);
+    const replica = await join('bus-a', true);
+    expect(await replica.lives('bus-b')).toBe(true);
+    const tick = async () => {
+      const { length } = clock.started;
+      clock.advance(1000);
+      await vi.waitFor(() => expect(clock.started.length).toBeGreaterThan(length));
+    };
+    for (let n = 0; n < 3; n++) await tick();
+    // Time without the store is not time of looking.
+    const { listReplicas } = store;
+    store.listReplicas = () => Promise.reject(new Error('no store'));
+    for (let n = 0; n < 10; n++) await tick();
+    store.listReplicas = listReplicas;
+    expect(ended).toEqual([]);
+    for (let n = 0; n < 3; n++) await tick();
+    expect([ended, died, [...rows.keys()]]).toEqual([['bus-b'], ['bus-b'], ['bus-a']]);
+    expect(await replica.lives('bus-b')).toBe(false);
+    await replica.leave();
+  });
+
+  test('with a bus is refused beside one without it, that lives', async () => {
+    const { rows, clock, join } = setup();
+    rows.set('other', 7);
+    const refused = join('bus-a', true).catch((error: unknown) => String(error));
+    await vi.waitFor(() => expect(clock.started).toContain(2500));
+    rows.set('other', 8);
+    clock.advance(2500);
+    expect(await refused).toMatch(/other.*set the same NATS_URL/s);
   });
 });

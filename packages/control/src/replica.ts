@@ -1,17 +1,27 @@
-import type { Clock, Log, Store } from '@flotilla/core';
+import type { Clock, Log, ReplicaRow, Store } from '@flotilla/core';
 import { type Repeating, repeat } from './repeat.ts';
 
 /**
- * This process among the rows of `replicas`. This version runs one replica:
+ * This process among the rows of `replicas`:
  *
- *     starting ──no other row, or none that moves──▶ alone (its row is bumped each second) ──leave()──▶ gone
- *         │                                          └──its row is gone──▶ buried: it must stop
- *         └──another row is bumped while watched──▶ refused, with the reason
+ *     starting ──no other row that moves, or all have the bus──▶ one of them (its row is bumped each second) ──leave()──▶ gone
+ *         │                                                          └──its row is gone──▶ buried: it must stop
+ *         └──another row is bumped while watched, and it or we have no bus──▶ refused, with the reason
  *
- * Rows that stand still are of processes that died: their open jobs are ended, since their clients' connections died
- * with them. Nobody compares clocks: a row lives if its count moves while this process looks on.
+ * and the others, as this one sees them:
+ *
+ *     alive ──its row stands still for 4 H of looking──▶ dead: its open requests are ended, its row goes, `died` is told
+ *       └──its row is gone──▶ left (`died` is told as well: what it held is nobody's)
+ *
+ * Nobody compares clocks: a row lives if its count moves while this process looks on, and time in which the store did
+ * not answer is not time of looking. By the time that a row is given up, the leases that its replica renewed are over
+ * (core/liveness.ts): it renews none of detached work once its own last bump is H old.
  */
 export interface Replica {
+  /** Whether that replica has a row, which is looked for where it is not known. */
+  lives(replica: string): Promise<boolean>;
+  /** How old the last bump that the store took is. */
+  bumpAge_ms(): number;
   leave(): Promise<void>;
 }
 
@@ -24,30 +34,89 @@ export interface ReplicaDeps {
   clock: Clock;
   log: Log;
   id: string;
+  /** It can have others beside it. */
+  bus: boolean;
+  heartbeat_ms: number;
   /** The row could not be bumped: whoever needs the store is to know, also where nobody is writing now. */
   failed: () => void;
   /** Another replica has taken this one for dead, ended its requests and serves in its place. */
   buried: () => void;
+  /** Another replica is no more. */
+  died: (replica: string) => void;
 }
 
 const BUMP_MS = 1000;
 /** Longer than two bumps: one may come late. */
 const WATCH_MS = 2500;
+/** A look counts as so long at the most: between two of them the store may have been away. */
+const LOOK_MOST_MS = 1500;
 
-/** @throws Error if another replica lives on this store */
-export async function joinAlone(deps: ReplicaDeps): Promise<Replica> {
-  const { store, clock, log, id } = deps;
+/** @throws Error if another replica lives on this store, and the two could not tell each other anything */
+export async function joinReplicas(deps: ReplicaDeps): Promise<Replica> {
+  const { store, clock, log, id, bus } = deps;
+  /** Of the others: their count when it last moved, and how long it has been looked at since. */
+  const seen = new Map<string, { bumps: number; still_ms: number }>();
+  let looked_ms = clock.now_ms();
+  let bumped_ms = clock.now_ms();
   // First of all, so that two that start at the same moment see each other, and both refuse.
-  await store.enterReplica(id);
-  const bumping = keepBumping(deps);
+  await store.enterReplica(id, bus);
+  const bumping = keepBumping();
   try {
     const dead = await watchOthers(deps);
     for (const other of dead) await bury(other);
+    if (bus) await look();
   } catch (error) {
     await leave();
     throw error;
   }
-  return { leave };
+  return { lives, bumpAge_ms: () => clock.now_ms() - bumped_ms, leave };
+
+  function keepBumping(): Repeating {
+    let failing = false;
+    return repeat(
+      clock,
+      () => BUMP_MS,
+      async () => {
+        const began_ms = clock.now_ms();
+        try {
+          const there = await store.bumpReplica(id);
+          failing = false;
+          if (!there) return deps.buried();
+          bumped_ms = began_ms;
+          if (bus) await look();
+        } catch (error) {
+          if (!failing) log.warn({ error }, 'The row of this replica cannot be written.');
+          failing = true;
+          deps.failed();
+        }
+      },
+    );
+  }
+
+  async function look(): Promise<void> {
+    const rows = await store.listReplicas();
+    const now_ms = clock.now_ms();
+    const passed_ms = Math.min(now_ms - looked_ms, LOOK_MOST_MS);
+    looked_ms = now_ms;
+    for (const { id: other, bumps } of rows) {
+      if (other === id) continue;
+      const before = seen.get(other);
+      if (before?.bumps !== bumps) seen.set(other, { bumps, still_ms: 0 });
+      else before.still_ms += passed_ms;
+    }
+    const there = new Set(rows.map((row) => row.id));
+    for (const [other, { still_ms }] of seen) {
+      if (there.has(other) && still_ms < 4 * deps.heartbeat_ms) continue;
+      if (there.has(other)) await bury(other);
+      seen.delete(other);
+      deps.died(other);
+    }
+  }
+
+  async function lives(replica: string): Promise<boolean> {
+    if (replica !== id && !seen.has(replica)) await look();
+    return replica === id || seen.has(replica);
+  }
 
   async function bury(other: string): Promise<void> {
     const orphans = await store.endOrphans(other, clock.wall_ms());
@@ -69,47 +138,34 @@ export async function joinAlone(deps: ReplicaDeps): Promise<Replica> {
   }
 }
 
-function keepBumping({ store, clock, log, id, failed, buried }: ReplicaDeps): Repeating {
-  let failing = false;
-  return repeat(
-    clock,
-    () => BUMP_MS,
-    async () => {
-      try {
-        const there = await store.bumpReplica(id);
-        failing = false;
-        if (!there) buried();
-      } catch (error) {
-        if (!failing) log.warn({ error }, 'The row of this replica cannot be written.');
-        failing = true;
-        failed();
-      }
-    },
-  );
-}
-
-/** @returns those that did not move */
-async function watchOthers({ store, clock, id }: ReplicaDeps): Promise<string[]> {
+/** @returns those that did not move, and may be buried at once */
+async function watchOthers({ store, clock, id, bus }: ReplicaDeps): Promise<string[]> {
   const before = await othersOf(store, id);
-  if (before.size === 0) return [];
+  const strangers = [...before.values()].filter((row) => !bus || !row.bus);
+  if (strangers.length === 0) return [];
   // The data directory's lock lets no second process live on an embedded store.
   if (store.engine === 'embedded') return [...before.keys()];
-  await new Promise<void>((over) => clock.after(WATCH_MS, over));
+  await new Promise<void>((over) => void clock.after(WATCH_MS, over));
   const after = await othersOf(store, id);
-  for (const [other, bumps] of after) {
-    if (before.get(other) !== bumps) throw new Error(secondReplica(other));
+  const still = strangers.filter((row) => after.has(row.id));
+  for (const row of still) {
+    if (row.bumps !== after.get(row.id)!.bumps) throw new Error(secondReplica(row, bus));
   }
-  return [...after.keys()];
+  return still.map((row) => row.id);
 }
 
-async function othersOf(store: ReplicaStore, id: string): Promise<Map<string, number>> {
+async function othersOf(store: ReplicaStore, id: string): Promise<Map<string, ReplicaRow>> {
   const rows = await store.listReplicas();
-  return new Map(rows.filter((row) => row.id !== id).map((row) => [row.id, row.bumps]));
+  return new Map(rows.filter((row) => row.id !== id).map((row) => [row.id, row]));
 }
 
-function secondReplica(other: string): string {
+function secondReplica(other: ReplicaRow, bus: boolean): string {
+  const missing =
+    !bus && other.bus
+      ? 'It has NATS_URL set, and this one has not: set the same one here'
+      : 'Replicas tell each other what they do over NATS: set the same NATS_URL for all of them';
   return (
-    `Another control plane (${other}) is running on this database. This version runs one replica: two would each hold ` +
-    'half of the nodes and know nothing of each other. Stop the other one first; if it was just stopped, start again.'
+    `Another control plane (${other.id}) is running on this database, and the two could not know of each other. ` +
+    `${missing}, or stop the other one first; if it was just stopped, start again.`
   );
 }

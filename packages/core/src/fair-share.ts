@@ -64,6 +64,13 @@ export function refund(share: FairShare, key: string): void {
   if (known !== undefined) known.virtual_ms -= stepOf(share, known.slot_ms);
 }
 
+/** A job of the key stands in the line of another replica, at this order key without its priority. */
+export function stoodElsewhere(share: FairShare, key: string, at_ms: number): void {
+  const known = share.keys.get(key) ?? { virtual_ms: at_ms, slot_ms: null };
+  known.virtual_ms = Math.max(known.virtual_ms, at_ms + stepOf(share, known.slot_ms));
+  share.keys.set(key, known);
+}
+
 /** One of its jobs has held a slot for so long. */
 export function heldSlot(share: FairShare, key: string, held_ms: number): void {
   const known = share.keys.get(key);

@@ -7,6 +7,7 @@ import type { NodeState } from '@flotilla/protocol';
  *        ▲                      └──closed, 2.5 H silent──▲                 │
  *        └────────────────────── registered ────────────────────────────── ┘
  *     any ──revoked──▶ revoked (for good)          any ──deregistered──▶ offline
+ *     any ──elsewhere──▶ as the replica says that has its link; ──orphaned──▶ suspect, when that replica is no more
  *
  * Moved by: the node's link (registered, beat, closed, deregistered), the replica's monotonic clock (tick), the
  * operator (revoked). What the operator wishes (cordon, drain) and how healthy the backends are is kept elsewhere:
@@ -67,7 +68,11 @@ export type LivenessEvent =
   | { type: 'closed'; reason: string }
   | { type: 'deregistered'; reason: string }
   | { type: 'revoked' }
-  | { type: 'tick' };
+  | { type: 'tick' }
+  /** Another replica has its link, and says this of it. */
+  | { type: 'elsewhere'; state: NodeState; reason: string }
+  /** The replica that had its link is no more. */
+  | { type: 'orphaned'; reason: string };
 
 export function newLiveness(state: NodeState, reason: string): Liveness {
   return { state, connected: false, last_beat_ms: null, reason, progress_seq: -1, progress_moved_ms: 0 };
@@ -109,6 +114,18 @@ export function stepLiveness(node: Liveness, event: LivenessEvent, now_ms: numbe
       return { ...node, connected: false, state: 'offline', reason: event.reason };
     case 'revoked':
       return { ...node, connected: false, state: 'revoked', reason: 'credential withdrawn' };
+    case 'elsewhere':
+      return {
+        ...node,
+        connected: false,
+        last_beat_ms: null,
+        state: event.state,
+        reason: event.reason,
+        progress_moved_ms: now_ms,
+      };
+    // It dials again within moments: missed, not gone, for as long as a lease.
+    case 'orphaned':
+      return { ...node, connected: false, last_beat_ms: now_ms, state: 'suspect', reason: event.reason };
     case 'tick':
       return tick(node, now_ms, t);
   }
@@ -138,5 +155,5 @@ export function nextLivenessDeadline(node: Liveness, t: Timings): number | null 
 
 /** Beats go on but the daemon's main thread stands still: alive, yet not to be given work. */
 export function isStalled(node: Liveness, now_ms: number, t: Timings): boolean {
-  return node.state === 'online' && now_ms - node.progress_moved_ms > 2 * t.heartbeat_ms;
+  return node.connected && node.state === 'online' && now_ms - node.progress_moved_ms > 2 * t.heartbeat_ms;
 }

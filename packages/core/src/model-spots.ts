@@ -1,4 +1,4 @@
-import { type Refusal, type Spot, closedBy, hasLabels } from './spot.ts';
+import { type Refusal, type Spot, closedBy, hasLabels, isTaken } from './spot.ts';
 
 /**
  * The spots of one model, sorted by what they can do now, so that placement costs the same with one node as with ten
@@ -112,7 +112,7 @@ export function newModelSpots<S extends Spot>(): ModelSpots<S> {
 
 /** By itself: an operator's wish lasts, whether or not the node comes back. */
 function mayOpen({ node }: Spot, closed: Refusal | null): boolean {
-  if (closed === 'full' || closed === 'resting') return true;
+  if (isTaken(closed) || closed === 'resting') return true;
   return (closed === 'suspect' || closed === 'pending') && !node.cordoned && !node.draining;
 }
 

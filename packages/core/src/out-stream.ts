@@ -33,6 +33,8 @@ export interface OutStreamOptions {
    * side may come back without what it had, and nobody reads along.
    */
   keep_bytes?: number;
+  /** Its bytes begin here: those before are with the other side already. */
+  from?: number;
 }
 
 /** A stream that has ended, to be sent again by another process. */
@@ -72,6 +74,10 @@ export class OutStream {
     this.#kind = options.kind;
     this.#writable = options.writable;
     this.#keep_bytes = options.keep_bytes;
+    const from = options.from ?? 0;
+    this.#length = from;
+    this.#kept_from = from;
+    this.#window = streamWindow(from);
   }
 
   /** Body bytes so far. */

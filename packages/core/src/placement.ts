@@ -1,6 +1,6 @@
 import type { Operation } from '@flotilla/protocol';
 import type { ModelSpots } from './model-spots.ts';
-import { type Refusal, type Spot, closedBy, hasLabels } from './spot.ts';
+import { type Refusal, type Spot, closedBy, hasLabels, isTaken } from './spot.ts';
 
 /**
  * Which node serves a request. A filter with a reason for each refusal, then a preference: session affinity while the
@@ -144,7 +144,7 @@ function secondBest<S extends Spot>(
   // A full node that has not failed this job is worth waiting for; so is anybody where only avoided ones remain.
   for (const other of spots.patient) {
     if (misfit(request, other) !== null) continue;
-    if (closedBy(other) === 'full' && !request.avoid.has(other.node.id)) return { kind: 'better' };
+    if (isTaken(closedBy(other)) && !request.avoid.has(other.node.id)) return { kind: 'better' };
     waits = true;
   }
   if (avoided !== undefined) return { kind: 'placed', spot: avoided };
@@ -158,7 +158,7 @@ export function servedElsewhere(request: PlacementRequest, all: ModelSpots, node
     spot.node.id !== node && !request.avoid.has(spot.node.id) && misfit(request, spot) === null;
   return (
     spots.open.some((tier) => tier.some(can)) ||
-    spots.patient.some((spot) => closedBy(spot) === 'full' && can(spot))
+    spots.patient.some((spot) => isTaken(closedBy(spot)) && can(spot))
   );
 }
 

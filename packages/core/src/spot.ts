@@ -17,6 +17,8 @@ export interface PlacementNode {
   readonly journal_down?: boolean;
   /** It has asked to be left alone for a while, and is then there again. */
   readonly resting?: boolean;
+  /** It is linked to another replica, which gives its slots away. */
+  readonly elsewhere?: boolean;
 }
 
 /** One place where one model is served: a backend of a node, with its pool's count of slots. */
@@ -30,7 +32,7 @@ export interface Spot {
   readonly slots: { readonly reserved: number; readonly capacity: number };
 }
 
-/** Why a spot is refused. `full` and `resting` pass by themselves, without anything being mended. */
+/** Why a spot is refused. `full`, `resting` and `elsewhere` pass by themselves, without anything being mended. */
 export type Refusal =
   | 'operation'
   | 'refused'
@@ -50,6 +52,7 @@ export type Refusal =
   | 'backend_down'
   | 'model_down'
   | 'no_slots'
+  | 'elsewhere'
   | 'full';
 
 export const REFUSAL_TEXT: Record<Refusal, string> = {
@@ -71,6 +74,7 @@ export const REFUSAL_TEXT: Record<Refusal, string> = {
   backend_down: 'the backend is down',
   model_down: 'the model is down on it',
   no_slots: 'its pool has no slots',
+  elsewhere: 'it is linked to another replica, which takes the job when it has a slot free',
   full: 'all its slots are taken',
 };
 
@@ -84,8 +88,14 @@ export function closedBy({ node, slots, backend_health, model_health }: Spot): R
   if (backend_health === 'down') return 'backend_down';
   if (model_health === 'down') return 'model_down';
   if (slots.capacity === 0) return 'no_slots';
+  if (node.elsewhere === true) return 'elsewhere';
   if (slots.reserved >= slots.capacity) return 'full';
   return null;
+}
+
+/** Whether what waits for a slot of this spot may get one without anything being mended. */
+export function isTaken(closed: Refusal | null): boolean {
+  return closed === 'full' || closed === 'elsewhere';
 }
 
 /** Whether each label that is wanted is there, with the wanted value. */

@@ -27,6 +27,12 @@ const httpUrl = z
     return `${url.origin}${url.pathname.replace(/\/+$/, '')}`;
   });
 
+const list = (value: string): string[] =>
+  value
+    .split(',')
+    .map((item) => item.trim())
+    .filter((item) => item !== '');
+
 const slots = z.number().int().min(1).max(100_000);
 const probe = z.enum(['generate', 'list']);
 const port = z.number().int().min(0).max(65_535);
@@ -68,10 +74,15 @@ const backendSettingsSchema = z.strictObject({
 export type BackendSettings = z.infer<typeof backendSettingsSchema>;
 
 export const configSchema = z.strictObject({
-  control_url: httpUrl
+  control_url: z
+    .string()
+    .transform((text) => list(text))
+    .pipe(z.array(httpUrl).min(1).max(16))
+    .transform((addresses) => addresses.join(','))
     .optional()
     .describe(
-      "The control plane's address, when it has moved since this node enrolled; otherwise the enrolled one.",
+      "The control plane's address, when it has moved since this node enrolled; otherwise the enrolled one. " +
+        'Of several replicas all addresses may be given, with commas: each dial goes to the next.',
     ),
   labels: labelsSchema
     .default({})
@@ -146,11 +157,6 @@ const number = (text: string): unknown =>
 const boolean = (text: string): unknown =>
   ({ '1': true, true: true, yes: true, '0': false, false: false, no: false })[text] ?? text;
 const text = (value: string): unknown => value;
-const list = (value: string): string[] =>
-  value
-    .split(',')
-    .map((item) => item.trim())
-    .filter((item) => item !== '');
 const pairs = (value: string): unknown =>
   Object.fromEntries(list(value).map((pair) => [pair.split('=')[0], pair.split('=').slice(1).join('=')]));
 const urls = (value: string): unknown => list(value).map((url) => ({ url }));

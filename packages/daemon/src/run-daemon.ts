@@ -83,7 +83,8 @@ export async function runDaemon(options: RunOptions = {}): Promise<number> {
 }
 
 function controlUrl(config: Config, enrolled: string, insecure: boolean, log: Log): string {
-  const url = addressText(controlAddress(config.control_url ?? enrolled, insecure));
+  const addresses = (config.control_url ?? enrolled).split(',');
+  const url = addresses.map((address) => addressText(controlAddress(address, insecure))).join(',');
   if (url !== enrolled)
     log.warn({ enrolled, url }, 'The control plane is at another address than at enrolment.');
   return url;

@@ -100,7 +100,11 @@ export const usageSchema = z.object({
 export type TokenUsage = z.infer<typeof usageSchema>;
 
 /** What a node can be asked beyond protocol 1: it says so when it registers, and is asked nothing that it did not say. */
-export const NODE_FEATURES = { modelDiscovery: 'model_discovery' } as const;
+export const NODE_FEATURES = {
+  modelDiscovery: 'model_discovery',
+  /** Detached work has a lease of its own, which an acknowledgement of a beat may leave as it is. */
+  detachedLease: 'detached_lease',
+} as const;
 
 /** A request for the models of one backend, or of all: the same wherever it travels, and asked as often as need be. */
 const discovery = {
@@ -290,6 +294,8 @@ export const controlMessageSchemas = {
     seq: count,
     server_time: z.string(),
     epoch: count,
+    /** `attached`: the lease of detached work goes on as it was, since the sender cannot reach its store. */
+    renews: z.enum(['all', 'attached']).optional().catch(undefined),
     desired: desired.default({ cordoned: false }),
     want: z.array(z.string()).default([]),
     warnings: z.array(z.string()).default([]),

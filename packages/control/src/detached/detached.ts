@@ -18,7 +18,10 @@ import type { Keys } from '../accounts/keys.ts';
 import type { Limits } from '../accounts/limits.ts';
 import type { BodyMemory } from '../body-memory.ts';
 import type { Principal } from '../accounts/principal.ts';
+import { gatherHints } from '../bus/gathered-hints.ts';
+import type { Hints } from '../bus/hints.ts';
 import type { Dispatcher } from '../dispatch/dispatcher.ts';
+import type { Mirror } from '../fleet/mirror.ts';
 import type { Roster } from '../fleet/roster.ts';
 import { Batcher } from '../store/batcher.ts';
 import type { Traces } from '../telemetry/traces.ts';
@@ -75,6 +78,10 @@ export interface DetachedDeps {
   roster: Roster;
   dispatcher: Dispatcher;
   lease_ttl_ms: number;
+  /** Null: this replica is the only one. */
+  shared: { hints: Hints; lives(replica: string): Promise<boolean> } | null;
+  /** What other replicas write of their nodes; null: there are none. */
+  mirror: Mirror | null;
   /** What it has of requests and results. */
   memory: BodyMemory;
   settings: { run_timeout_ms: number; result_limit_bytes: number; body_limit_bytes: number };
@@ -97,8 +104,16 @@ const RETRY_MS = 2000;
 
 export function startDetached(deps: DetachedDeps): Detached {
   const { clock, random, log, store, replica, roster, dispatcher, metrics } = deps;
-  const ready = new ReadyLanes();
-  const watchers = createWatchers({ clock, log, store });
+  const local = createWatchers({ clock, log, store });
+  const others = deps.shared === null ? null : gatherHints(deps.shared.hints, clock);
+  const ready = new ReadyLanes((lane, order_key, priority) => others?.lane(lane, order_key, priority));
+  const watchers: Watchers = {
+    ...local,
+    moved(job) {
+      local.moved(job);
+      others?.moved(job);
+    },
+  };
   const flushed: typeof metrics.storeFlushed = (report) => metrics.storeFlushed(report);
   const transitions = openTransitions({ store, clock, flushed });
   const acceptances = new Batcher<DetachedJob, Acceptance>({
@@ -147,6 +162,8 @@ export function startDetached(deps: DetachedDeps): Detached {
     roster,
     held,
     lease_ttl_ms: deps.lease_ttl_ms,
+    lives: (other) => deps.shared?.lives(other) ?? Promise.resolve(other === replica),
+    look: () => deps.mirror?.look() ?? Promise.resolve(true),
     heldBack: () => held_back,
   });
   const claims = createClaims({
@@ -176,8 +193,19 @@ export function startDetached(deps: DetachedDeps): Detached {
     ready: (lane, order_key, priority) => ready.found(lane, order_key, priority),
     wake: () => claims.wake(),
     spared: async () => [...transitions.jobs(), ...(await returns.spared())],
+    shared: deps.shared !== null,
     spareEndsIn: () => returns.spareEndsIn(),
     sweepNodes: () => returns.sweep(),
+  });
+  deps.shared?.hints.on('lanes', ({ lanes }) => {
+    for (const { lane, order_key, priority } of lanes) ready.found(lane, order_key, priority);
+    claims.wake();
+  });
+  deps.shared?.hints.on('jobs', ({ moved, ended: over }) => {
+    for (const job of moved) local.moved(job);
+    void reservations
+      .learn(over.filter((job) => reservations.holds(job) || held.jobs.has(job)))
+      .catch(() => upkeep.doubt());
   });
   // What the process before this one had given away, to nodes that do not come back with it.
   upkeep.lookAtNodesIn(deps.lease_ttl_ms);
@@ -208,6 +236,7 @@ export function startDetached(deps: DetachedDeps): Detached {
     waiting: () => transitions.waiting + acceptances.waiting + reservations.waiting,
     async close(latest_ms) {
       watchers.close();
+      others?.close();
       await upkeep.close();
       await claims.close();
       held.leaveProviders();
@@ -218,6 +247,7 @@ export function startDetached(deps: DetachedDeps): Detached {
 
   function ended(usage: UsageRecord): void {
     if (!reservations.settle(usage)) return;
+    others?.ended(usage.job);
     metrics.detachedEnded(usage.outcome);
     if (deps.traces.wanted) void traceEnd(deps, usage);
   }

@@ -161,6 +161,7 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
     const attempt = grants.adopt(job, spotOf(deps.places, node, kept, item));
     jobs.set(job.id, job);
     if (kept.state !== 'running' && running) started(job, kept);
+    attempt.link = link;
     const stream = link.resume(attempt, item);
     // Never: its request is sent from the start, or is not asked for. The node lets go and says so.
     if (stream === undefined) return { ...fence, verdict: 'abandon' };

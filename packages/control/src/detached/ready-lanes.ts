@@ -28,9 +28,16 @@ const LANES_MOST = 10_000;
 export class ReadyLanes {
   readonly #lanes = new Map<string, ReadyLane>();
   readonly #by_model = new Map<string, Set<ReadyLane>>();
+  readonly #noted: (lane: string, order_key: number, priority: number) => void;
+
+  /** @param noted a job became ready here: others may want to know */
+  constructor(noted: (lane: string, order_key: number, priority: number) => void = () => undefined) {
+    this.#noted = noted;
+  }
 
   /** So many more jobs are ready. */
   note(text: string, order_key: number, priority: number, jobs = 1): void {
+    if (Number.isFinite(jobs)) this.#noted(text, order_key, priority);
     const known = this.#lanes.get(text);
     if (known !== undefined) {
       if (order_key < known.order_key) Object.assign(known, { order_key, priority });

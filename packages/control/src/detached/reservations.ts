@@ -17,6 +17,7 @@ import { Batcher } from '../store/batcher.ts';
 export interface Reservations {
   /** A job was accepted, with what it reserves. */
   hold(job: string, admission: Admission): void;
+  holds(job: string): boolean;
   /** Jobs that hold something. */
   jobs(): Iterable<string>;
   /**
@@ -96,6 +97,7 @@ export function createReservations(deps: ReservationsDeps): Reservations {
       if (!ended.has(job) && admissions.size < RESERVATIONS_MOST) admissions.set(job, admission);
       else admission.settle(NOTHING, clock.wall_ms());
     },
+    holds: (job) => admissions.has(job),
     jobs: () => admissions.keys(),
     settle,
     async learn(jobs, ours = false) {

@@ -20,8 +20,12 @@ export interface ReturnsDeps {
   store: Pick<Store, 'keepJobs' | 'heldJobs' | 'heldNodes'>;
   replica: string;
   roster: Roster;
-  held: HeldJobs;
+  held: Pick<HeldJobs, 'jobs' | 'keep' | 'lose'>;
   lease_ttl_ms: number;
+  /** Whether that replica is there, as far as is known. */
+  lives(replica: string): Promise<boolean>;
+  /** Reads what other replicas have written of their nodes by now. @returns false where the store does not say */
+  look(): Promise<boolean>;
   /** The brake (core/brake.ts) holds. */
   heldBack(): boolean;
 }
@@ -137,6 +141,8 @@ export function createReturns(deps: ReturnsDeps): Returns {
       if (isId('provider', id)) return false;
       const node = roster.find(id);
       // The sweep leaves it alone while the brake holds: a deadline is what ends its jobs then.
+      // What is linked elsewhere is that replica's to end.
+      if (node !== undefined && node.replica !== null) return true;
       return node?.state !== 'online' && !(node?.state === 'offline' && deps.heldBack());
     });
     for (const job of handed_in.keys()) if (!held.jobs.has(job)) handed_in.delete(job);
@@ -146,23 +152,45 @@ export function createReturns(deps: ReturnsDeps): Returns {
   }
 
   async function sweep(): Promise<void> {
-    for (const id of await store.heldNodes()) {
-      const node = roster.find(id);
-      if (node !== undefined && (node.state === 'suspect' || node.state === 'pending')) continue;
-      if (node?.state === 'offline' && deps.heldBack()) continue;
-      await reclaim(id, node, false);
-    }
+    for (const id of await store.heldNodes()) await reclaim(id, roster.find(id), false);
   }
 
   async function reclaim(id: string, node: FleetNode | undefined, all: boolean): Promise<void> {
-    const horizon_ms = Math.max(node?.former_until_ms ?? 0, started_ms + deps.lease_ttl_ms);
-    if (!all && clock.now_ms() < horizon_ms) return;
     const epoch = node?.epoch ?? Infinity;
+    if (!mayBeTaken(id, node, all)) return;
     const jobs = await store.heldJobs(id);
-    const lost = jobs.filter((job) => !isKnown(job) && (all || isFormer(job, node, epoch)));
+    const there = await replicasThere(jobs);
+    // A claim of this replica is in doubt; what another one has claimed is not.
+    const isDoubted = (job: HeldJob) => all && job.replica === replica;
+    const isLost = (job: HeldJob) => !isKnown(job) && (isDoubted(job) || isFormer(job, node, epoch, there));
+    if (!jobs.some(isLost)) return;
+    // Another replica may have given it these since what is known here was read: taken from it, they would run twice.
+    if (!(await deps.look()))
+      throw new Error('The store did not say which nodes are linked to other replicas.');
+    const lost = mayBeTaken(id, node, all) ? jobs.filter(isLost) : [];
     if (lost.length === 0) return;
     log.warn({ node: id, jobs: lost.length }, 'Detached jobs were lost with their node, and wait again.');
     await Promise.all(lost.map((job) => held.lose(job, { ...job, started: job.state === 'running' })));
+  }
+
+  function mayBeTaken(id: string, node: FleetNode | undefined, all: boolean): boolean {
+    // One that has become known meanwhile is judged by the next look; providers are never in the roster.
+    if (node === undefined && roster.find(id) !== undefined) return false;
+    // What is linked elsewhere is that replica's to judge.
+    if (node !== undefined && node.replica !== null) return false;
+    if (all) return true;
+    if (node?.state === 'suspect' || node?.state === 'pending') return false;
+    if (node?.state === 'offline' && deps.heldBack()) return false;
+    return clock.now_ms() >= Math.max(node?.former_until_ms ?? 0, started_ms + deps.lease_ttl_ms);
+  }
+
+  /** Those of providers are asked by the replica that has them. */
+  async function replicasThere(jobs: readonly HeldJob[]): Promise<Set<string>> {
+    const there = new Set<string>();
+    for (const { node, replica: other } of jobs) {
+      if (isId('provider', node) && !there.has(other) && (await deps.lives(other))) there.add(other);
+    }
+    return there;
   }
 
   function isKnown({ id, attempt, node }: HeldJob): boolean {
@@ -170,10 +198,16 @@ export function createReturns(deps: ReturnsDeps): Returns {
   }
 
   /** A connected node's own epoch may be that of a claim under way. */
-  function isFormer(job: HeldJob, node: FleetNode | undefined, epoch: number): boolean {
+  function isFormer(
+    job: HeldJob,
+    node: FleetNode | undefined,
+    epoch: number,
+    there: ReadonlySet<string>,
+  ): boolean {
     // A provider's attempt lives and ends with the process that asks it.
-    if (isId('provider', job.node)) return job.replica !== replica;
-    return node?.state !== 'online' || job.epoch < epoch;
+    if (isId('provider', job.node)) return !there.has(job.replica);
+    // A later epoch is of a connection that this replica has not heard of yet.
+    return node?.state === 'online' ? job.epoch < epoch : job.epoch <= epoch;
   }
 }
 

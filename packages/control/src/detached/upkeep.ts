@@ -19,6 +19,8 @@ export interface UpkeepDeps {
   wake(): void;
   /** Nodes and jobs whose end is decided by what nodes come back with, or by the look at them; not by a deadline. */
   spared(): Promise<string[]>;
+  /** Other replicas make jobs ready, and end them, too. */
+  shared: boolean;
   /** How long until a job is not among them any more; Infinity: none is that depends on time. */
   spareEndsIn(): number;
   /** Looks for what was lost with nodes. */
@@ -37,6 +39,8 @@ export interface Upkeep {
 }
 
 const SLOW_LOOK_MS = 5000;
+/** What another replica accepted, and no hint told of, waits no longer than this. */
+const SHARED_LOOK_MS = 500;
 const RETRY_MS = 500;
 /** Two looks are this far apart, whatever is due: a clock that is a moment behind does not spin. */
 const LEAST_MS = 10;
@@ -98,12 +102,14 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
       if (slow) {
         slow_at_ms = clock.now_ms() + SLOW_LOOK_MS;
         await deps.sweepNodes();
+        // What another replica ended is told by a hint, or found here.
+        in_doubt ||= deps.shared;
       }
       // After it: what was lost with a node is ready now.
-      if (readied || slow) await findLanes();
+      if (readied || slow || deps.shared) await findLanes();
       if (slow) await erase();
       const due_in_ms = (await store.nextDue(await deps.spared())) ?? SLOW_LOOK_MS;
-      schedule(Math.min(due_in_ms, deps.spareEndsIn(), SLOW_LOOK_MS));
+      schedule(Math.min(due_in_ms, deps.spareEndsIn(), deps.shared ? SHARED_LOOK_MS : SLOW_LOOK_MS));
     } catch (error) {
       log.warn({ error }, 'Detached jobs could not be looked after; it will be tried again.');
       in_doubt = true;

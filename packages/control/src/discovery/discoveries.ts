@@ -41,6 +41,8 @@ export interface Discoveries {
   /** As `find`, when it has ended or has another stage than this, or after so long. */
   wait(id: string, patience: Patience): Promise<DiscoveryRecord | undefined>;
   catalogues(node: string): Promise<CatalogueRecord[]>;
+  /** Another replica has opened one. */
+  look(): Promise<void>;
 
   // ── For the links ──
   /** The node has registered: it is asked for all that is open. */
@@ -69,6 +71,8 @@ export interface DiscoveriesDeps {
   store: Store;
   roster: Roster;
   timeout_ms: number;
+  /** Tells the other replicas that this node is to be asked; absent: there are none. */
+  tell?: (node: string) => void;
 }
 
 interface Open {
@@ -126,6 +130,7 @@ export async function startDiscoveries(deps: DiscoveriesDeps): Promise<Discoveri
       if (message.type === 'discovery.progress') return progressed(node, link, message);
       void told(node, link, message);
     },
+    look,
     lost(node) {
       for (const request of own(node)) void refuse(request, 'offline');
     },
@@ -158,6 +163,8 @@ export async function startDiscoveries(deps: DiscoveriesDeps): Promise<Discoveri
   }
 
   function refusalOf(node: FleetNode): DiscoveryReason | null {
+    // The replica that it is linked to asks it, and says why it does not.
+    if (node.replica !== null && node.state === 'online') return null;
     const connected = node.link?.open === true;
     return discoveryRefusal({ state: node.state, connected, features: node.features });
   }
@@ -166,6 +173,7 @@ export async function startDiscoveries(deps: DiscoveriesDeps): Promise<Discoveri
   async function push(node: FleetNode, request: Open): Promise<void> {
     const refused = refusalOf(node);
     if (refused !== null) return refuse(request, refused);
+    if (node.replica !== null) deps.tell?.(node.id);
     node.link?.send({ type: 'discovery.request', ...travelling(request) });
   }
 

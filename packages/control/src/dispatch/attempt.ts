@@ -1,6 +1,7 @@
 import type { AttemptRecord, Fence, Timer } from '@flotilla/core';
 import type { TokenUsage } from '@flotilla/protocol';
 import { withModel } from '../gateway/inference-request.ts';
+import type { Link } from '../fleet/link.ts';
 import type { FleetNode, ModelSpot } from '../fleet/node.ts';
 import type { ActiveJob } from './active-job.ts';
 
@@ -21,6 +22,8 @@ export interface Attempt {
   readonly body: Uint8Array;
   /** Of the connection the attempt is on now. */
   epoch: number;
+  /** The connection it is on, or was on last: the node's, or the way to the replica that has that. */
+  link: Link | null;
   /** Its stream on that connection; 0: none, the link is away. */
   stream: number;
   phase: 'offered' | 'accepted' | 'started' | 'over';
@@ -55,6 +58,7 @@ export function newAttempt(job: ActiveJob, number: number, spot: ModelSpot, offe
     spot,
     body: model === request.model ? request.body : withModel(request.body, model),
     epoch: node.epoch,
+    link: null,
     stream: 0,
     phase: 'offered',
     answer_timer: null,

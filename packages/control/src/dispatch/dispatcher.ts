@@ -11,6 +11,7 @@ import {
   type Refusal,
   type ResultOutcome,
   type UsageWord,
+  type Waiting,
   isOpen,
   heldSlot,
   newFairShare,
@@ -22,14 +23,14 @@ import {
 } from '@flotilla/core';
 import { FlotillaError, type InventoryItem } from '@flotilla/protocol';
 import type { Link } from '../fleet/link.ts';
-import type { FleetNode } from '../fleet/node.ts';
+import type { FleetNode, ModelSpot } from '../fleet/node.ts';
 import type { ActiveJob, JobOwner, JobRequest, JobSink } from './active-job.ts';
 import { type Attempt, type AttemptResult, fenceOf } from './attempt.ts';
 import { type Grants, type RuledEnd, createGrants } from './grants.ts';
 import { jobRecord } from './job-record.ts';
 import type { Places } from './places.ts';
 import { newServiceRate } from './service-rate.ts';
-import { createWaitingRoom } from './waiting-room.ts';
+import { createWaitingRoom, goesBefore } from './waiting-room.ts';
 
 /**
  * The scheduler of attached work on this replica: jobs wait in lanes, get a slot, are offered, and end exactly once.
@@ -91,6 +92,38 @@ interface StoresWork {
   told(word: UsageWord): void;
 }
 
+/** Attached work of other replicas, which competes for slots of nodes linked here; and ours, for slots of nodes there. */
+export interface OthersWork {
+  /** There may be others. */
+  readonly present: boolean;
+  /** What another replica would give a free slot of this node; null: nothing. */
+  headFor(node: FleetNode): Waiting | null;
+  /** Asks for that, with the slot kept for it. */
+  take(node: FleetNode): void;
+  headOf(model: string): number | undefined;
+  /** Takes what nodes that became free, or came, can serve now. */
+  wake(): void;
+  /** A job of ours waits in the room, or does not wait there any more. */
+  waits(job: ActiveJob): void;
+  left(job: ActiveJob): void;
+  /** The node is linked to another replica now: what it does for clients of others is not ours to pass on. */
+  letGo(node: FleetNode): void;
+  /** The node came back with these, whose clients are at other replicas. */
+  ask(node: FleetNode, link: Link, items: readonly InventoryItem[]): void;
+}
+
+const NO_OTHERS: OthersWork = {
+  present: false,
+  headFor: () => null,
+  take() {},
+  headOf: () => undefined,
+  wake() {},
+  waits() {},
+  left() {},
+  letGo() {},
+  ask() {},
+};
+
 const NO_STORES_WORK: StoresWork = {
   takeBefore: () => false,
   headOf: () => undefined,
@@ -109,12 +142,15 @@ export interface Dispatcher {
   /** Where the line for the model stands, of attached and detached work. */
   headOf(model: string): number | undefined;
   stores: StoresWork;
+  others: OthersWork;
   readonly jobs: Map<string, ActiveJob>;
   readonly lanes: Lanes<ActiveJob>;
   readonly deps: DispatcherDeps;
   /** @throws FlotillaError `model_not_found`, `no_capacity`, `queue_full` */
   submit(request: JobRequest, sink: JobSink): ActiveJob;
   cancel(job: ActiveJob, message: string, code?: 'cancelled' | 'unavailable'): void;
+  /** A job that waits here goes to this spot, by this way. False: it does not wait any more. */
+  give(job: string, spot: ModelSpot, link: Link): boolean;
   /** The client has a byte of the current attempt. */
   handed(job: ActiveJob): void;
   /** The client's socket has taken the body up to here: the node may forget it and send on. */
@@ -134,7 +170,7 @@ export interface Dispatcher {
 export function createDispatcher(deps: DispatcherDeps): Dispatcher {
   const { clock, random, settings, places } = deps;
   const jobs = new Map<string, ActiveJob>();
-  const room = createWaitingRoom(places, random, settings.queue_bound);
+  const room = createWaitingRoom<ActiveJob>(places, random, settings.queue_bound);
   const share = newFairShare();
   const rate = newServiceRate();
   let rechecking = false;
@@ -158,8 +194,8 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
     // What the client has got tells what it costs, and that was settled when it left.
     told() {},
     acknowledge(attempt, outcome) {
-      const { node, job, number } = attempt;
-      node.link?.send({ type: 'result.ack', job: job.id, attempt: number, outcome });
+      const { link, job, number } = attempt;
+      link?.send({ type: 'result.ack', job: job.id, attempt: number, outcome });
     },
   };
 
@@ -168,10 +204,18 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
     share,
     headOf,
     stores: NO_STORES_WORK,
+    others: NO_OTHERS,
     jobs,
     lanes: room.lanes,
     deps,
     submit,
+    give(id, spot, link) {
+      const job = jobs.get(id);
+      if (job === undefined || !job.queued) return false;
+      leaveRoom(job);
+      grants.offer(job, spot, link);
+      return true;
+    },
     cancel: (job, message, code = 'cancelled') => void grants.step(job, { type: 'cancel', message, code }),
     handed(job) {
       if (job.current !== null) grants.step(job, { type: 'handed', fence: fenceOf(job.current) });
@@ -202,7 +246,7 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
       jobs.delete(job.id);
       refund(share, request.key);
       throw queueFull(request.model);
-    }
+    } else dispatcher.others.waits(job);
     armDeadline(job);
     job.record_timer = clock.after(RECORD_AFTER_MS, () => record(job));
     return job;
@@ -243,7 +287,10 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
   }
 
   function headOf(model: string): number | undefined {
-    const heads = [room.headOf(model), dispatcher.stores.headOf(model)].filter((head) => head !== undefined);
+    const { stores, others } = dispatcher;
+    const heads = [room.headOf(model), stores.headOf(model), others.headOf(model)].filter(
+      (head) => head !== undefined,
+    );
     return heads.length === 0 ? undefined : Math.min(...heads);
   }
 
@@ -272,11 +319,11 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
     const placement = room.place(job);
     if (placement.kind === 'placed') return grants.offer(job, placement.spot);
     if (placement.kind === 'nobody') return failNobody(job, placement.refusals);
-    room.enter(job, true);
+    if (room.enter(job, true)) dispatcher.others.waits(job);
   }
 
   function finish(job: ActiveJob, { state, code, message, result }: RuledEnd): void {
-    room.leave(job);
+    leaveRoom(job);
     job.deadline_timer?.cancel();
     job.record_timer?.cancel();
     job.retry_timer?.cancel();
@@ -300,9 +347,17 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
   function pump(node: FleetNode): void {
     for (;;) {
       const next = room.firstFor(node);
-      if (dispatcher.stores.takeBefore(node, next?.job.order_key ?? null)) continue;
+      const { stores, others } = dispatcher;
+      const other = others.headFor(node);
+      const others_first = other !== null && (next === null || goesBefore(other, next.job));
+      const first = others_first ? other : (next?.job ?? null);
+      if (stores.takeBefore(node, first?.order_key ?? null)) continue;
+      if (others_first) {
+        others.take(node);
+        continue;
+      }
       if (next === null) return;
-      room.leave(next.job);
+      leaveRoom(next.job);
       grants.offer(next.job, next.spot);
     }
   }
@@ -310,13 +365,22 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
   /** However many nodes changed in one turn of the event loop, those who wait are looked at once. */
   function recheck(): void {
     dispatcher.stores.wake();
+    dispatcher.others.wake();
     if (rechecking || room.lanes.count === 0) return;
     rechecking = true;
     clock.after(0, () => {
       rechecking = false;
-      for (let next = room.takeAny(); next !== null; next = room.takeAny()) grants.offer(next.job, next.spot);
+      for (let next = room.takeAny(); next !== null; next = room.takeAny()) {
+        dispatcher.others.left(next.job);
+        grants.offer(next.job, next.spot);
+      }
       for (const { jobs, refusals } of room.hopeless()) for (const job of jobs) failNobody(job, refusals);
     });
+  }
+
+  function leaveRoom(job: ActiveJob): void {
+    if (job.queued) dispatcher.others.left(job);
+    room.leave(job);
   }
 
   function failNobody(job: ActiveJob, refusals: Refusal[]): void {

@@ -32,7 +32,7 @@ export interface Grants {
   /** Feeds the rules and carries out what they say. @returns the answer to a result, if the event was one */
   step(job: ActiveJob, event: JobEvent, result?: AttemptResult | null): ResultOutcome | undefined;
   /** Gives a job that waits to this spot, which has a slot free. */
-  offer(job: ActiveJob, spot: ModelSpot): void;
+  offer(job: ActiveJob, spot: ModelSpot, link?: Link): void;
   /** Takes up the attempt that a job's rules say the spot's node has. */
   adopt(job: ActiveJob, spot: ModelSpot): Attempt;
   /**
@@ -72,7 +72,7 @@ export function createGrants({ clock, settings, metrics, freed }: GrantDeps): Gr
     credit(attempt, offset) {
       if (attempt.phase === 'over' || offset <= attempt.credited) return;
       attempt.credited = offset;
-      if (attempt.stream !== 0) attempt.node.link?.credit(attempt.stream, offset);
+      if (attempt.stream !== 0) attempt.link?.credit(attempt.stream, offset);
     },
   };
   return grants;
@@ -109,7 +109,7 @@ export function createGrants({ clock, settings, metrics, freed }: GrantDeps): Gr
     return outcome;
   }
 
-  function offer(job: ActiveJob, spot: ModelSpot): void {
+  function offer(job: ActiveJob, spot: ModelSpot, link = spot.node.link!): void {
     const { node } = spot;
     step(job, { type: 'offer', node: node.id, epoch: node.epoch });
     const number = job.kernel.attempt;
@@ -118,7 +118,7 @@ export function createGrants({ clock, settings, metrics, freed }: GrantDeps): Gr
     const attempt = newAttempt(job, number, spot, clock.wall_ms());
     job.current = attempt;
     holdAttempt(node, attempt);
-    const link = node.link!;
+    attempt.link = link;
     awaitAnswer(attempt, link);
     link.offer(attempt, {
       run_ms: job.kernel.policy.run_timeout_ms ?? settings.run_timeout_ms,
@@ -138,14 +138,14 @@ export function createGrants({ clock, settings, metrics, freed }: GrantDeps): Gr
   }
 
   function takeBack(attempt: Attempt, message: string): void {
-    const { job, node, number } = attempt;
+    const { job, number } = attempt;
     if (attempt.phase === 'over') return;
     if (job.kernel.policy.attached) {
       step(job, { type: 'node_lost', fence: fenceOf(attempt), retry_delay_ms: 0, message });
       return;
     }
     attempt.answer_timer?.cancel();
-    node.link?.send({ type: 'job.abandon', job: job.id, attempt: number, reason: message });
+    attempt.link?.send({ type: 'job.abandon', job: job.id, attempt: number, reason: message });
   }
 
   /** A node that is silent for as long as an answer takes has not got the offer; one that is busy sending has. */
@@ -185,7 +185,7 @@ export function createGrants({ clock, settings, metrics, freed }: GrantDeps): Gr
   function tell(job: ActiveJob, message: 'cancel' | 'abandon', reason: string): void {
     const attempt = job.current!;
     const fence = { job: job.id, attempt: attempt.number };
-    attempt.node.link?.send(
+    attempt.link?.send(
       message === 'cancel' ? { type: 'job.cancel', ...fence } : { type: 'job.abandon', ...fence, reason },
     );
   }
@@ -197,7 +197,7 @@ export function createGrants({ clock, settings, metrics, freed }: GrantDeps): Gr
     if (job.current === attempt) step(job, { type: 'node_lost', fence: fenceOf(attempt), retry_delay_ms: 0 });
     if (!attempt.unanswered) {
       dropAttempt(node, attempt);
-      node.link?.closeStream(attempt);
+      attempt.link?.closeStream(attempt);
     }
     if (release(node.ledger, job.id, number) !== undefined) freed(node);
   }

@@ -193,8 +193,8 @@ export function takeFrame(dispatcher: Dispatcher, attempt: Attempt, frame: Frame
 
 /** The node broke the link's rules for this attempt: it is told to stop, and the job goes on elsewhere if it can. */
 function breach(dispatcher: Dispatcher, attempt: Attempt, message: string): void {
-  const { job, number, node } = attempt;
-  node.link?.send({ type: 'job.abandon', job: job.id, attempt: number, reason: message });
+  const { job, number } = attempt;
+  attempt.link?.send({ type: 'job.abandon', job: job.id, attempt: number, reason: message });
   // Detached work waits for the node's word that it has stopped, or for the end of its lease.
   if (job.kernel.policy.attached) fail(dispatcher, attempt, 'backend_error', message, true);
   else attempt.broken = true;

@@ -16,11 +16,16 @@ export interface OpenJobs {
   list(): JobView[];
   find(id: string): JobView | undefined;
   explain(id: string): ExplainView | undefined;
-  /** False: no such open job here. */
+  /** False: no such open job here, and nobody else who could be told. */
   cancel(id: string, message: string): boolean;
 }
 
-export function openJobs(dispatcher: Dispatcher, everywhere: () => Iterable<FleetNode>): OpenJobs {
+/** @param tell of a job that is not here tells the other replicas. @returns whether it could */
+export function openJobs(
+  dispatcher: Dispatcher,
+  everywhere: () => Iterable<FleetNode>,
+  tell: (job: string, message: string) => boolean,
+): OpenJobs {
   const { jobs } = dispatcher;
   return {
     list: () => [...jobs.values()].reverse().map((job) => jobView(dispatcher, job)),
@@ -41,8 +46,9 @@ export function openJobs(dispatcher: Dispatcher, everywhere: () => Iterable<Flee
     },
     cancel(id, message) {
       const job = jobs.get(id);
-      if (job !== undefined) dispatcher.cancel(job, message);
-      return job !== undefined;
+      if (job === undefined) return tell(id, message);
+      dispatcher.cancel(job, message);
+      return true;
     },
   };
 }

@@ -1,5 +1,5 @@
 import { holdAnyway, refence, releaseAll, slotKey } from '@flotilla/core';
-import { type InventoryItem, STORE_OWNER, type Verdict } from '@flotilla/protocol';
+import { type InventoryItem, STORE_OWNER, type Verdict, isId } from '@flotilla/protocol';
 import { type FleetNode, dropAttempt } from '../fleet/node.ts';
 import type { Link } from '../fleet/link.ts';
 import { type Attempt, fenceOf } from './attempt.ts';
@@ -19,7 +19,7 @@ export function reconcile(
   const listed = new Set(inventory.map((item) => slotKey(item.job, item.attempt)));
   for (const [key, attempt] of [...node.attempts]) if (!listed.has(key)) letGo(dispatcher, attempt);
   releaseAll(node.ledger);
-  askStore(dispatcher, node, link, inventory);
+  askOwners(dispatcher, node, link, inventory);
   return inventory.map((item) => {
     const attempt = node.attempts.get(slotKey(item.job, item.attempt));
     if (item.state === 'receiving' || item.state === 'running')
@@ -53,7 +53,7 @@ export function compareInventory(
     const [job, attempt] = splitKey(key);
     dispatcher.settleUnknown(node, job, attempt);
   }
-  askStore(dispatcher, node, link, inventory);
+  askOwners(dispatcher, node, link, inventory);
   const verdicts = inventory.flatMap((item) => {
     const attempt = node.attempts.get(slotKey(item.job, item.attempt));
     if (attempt !== undefined && (attempt.phase !== 'over' || attempt.unanswered)) return [];
@@ -67,8 +67,8 @@ export function compareInventory(
   return { verdicts, differences: { lost, unknown } };
 }
 
-/** What nobody here knows and the store owns: its verdicts follow. */
-function askStore(
+/** What nobody here knows, and the store or another replica owns: its verdicts follow. */
+function askOwners(
   dispatcher: Dispatcher,
   node: FleetNode,
   link: Link,
@@ -76,10 +76,24 @@ function askStore(
 ): void {
   const items = inventory.filter((item) => isForStore(item, attemptOf(node, item)));
   if (items.length > 0) dispatcher.stores.ask(node, link, items);
+  const theirs = inventory.filter((item) => isForPeer(dispatcher, item, attemptOf(node, item)));
+  if (theirs.length > 0) dispatcher.others.ask(node, link, theirs);
 }
 
 function isForStore(item: InventoryItem, attempt: Attempt | undefined): boolean {
   return attempt === undefined && item.owner === STORE_OWNER;
+}
+
+/** Its client is at another replica. */
+function isForPeer(dispatcher: Dispatcher, item: InventoryItem, attempt: Attempt | undefined): boolean {
+  const { others, deps } = dispatcher;
+  return (
+    others.present &&
+    attempt === undefined &&
+    item.owner !== undefined &&
+    item.owner !== deps.replica &&
+    isId('replica', item.owner)
+  );
 }
 
 function attemptOf(node: FleetNode, item: InventoryItem): Attempt | undefined {
@@ -95,10 +109,14 @@ function verdictOn(
 ): Verdict {
   const fence = { job: item.job, attempt: item.attempt };
   // Its result is here, and answered as soon as it is committed; or the store has still to say whose it is.
-  if (attempt?.unanswered === true || isForStore(item, attempt)) return { ...fence, verdict: 'wait' };
+  const is_asked = isForStore(item, attempt) || isForPeer(dispatcher, item, attempt);
+  if (attempt?.unanswered === true || is_asked) return { ...fence, verdict: 'wait' };
   if (attempt === undefined || attempt.phase === 'over' || attempt.job.current !== attempt) {
     return { ...fence, verdict: 'abandon' };
   }
+  // It may have been on the way to another replica, which has the node no longer.
+  if (attempt.link !== link) attempt.link?.closeStream(attempt);
+  attempt.link = link;
   const stream = link.resume(attempt, item);
   if (stream === undefined) {
     dispatcher.grants.takeBack(attempt, 'its stream cannot go on');

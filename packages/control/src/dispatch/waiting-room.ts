@@ -2,42 +2,54 @@ import {
   type Lane,
   type Lanes,
   type Placement,
+  type PlacementRequest,
   PRIORITY_STEP_MS,
   type Random,
   type Refusal,
+  type Waiting,
   newLanes,
   placeInOrder,
 } from '@flotilla/core';
 import type { FleetNode, ModelSpot } from '../fleet/node.ts';
-import type { ActiveJob } from './active-job.ts';
 import { type Places, mayTake } from './places.ts';
 
 /**
  * Where jobs wait for a slot, and who goes next. A job is in at most one lane; it leaves by being offered, by ending,
  * or because nobody can serve it any more.
  */
-export interface WaitingRoom {
-  readonly lanes: Lanes<ActiveJob>;
-  place(job: ActiveJob): Placement<ModelSpot>;
+/** What stands in a room: a job of this replica, or what it knows of another's. */
+export interface Waiter extends Waiting {
+  readonly request: { readonly model: string; readonly priority: number };
+  readonly placement: PlacementRequest;
+  queued: boolean;
+}
+
+export interface WaitingRoom<J extends Waiter> {
+  readonly lanes: Lanes<J>;
+  place(job: J): Placement<ModelSpot>;
   /** False: too many wait for this model already. A job that was in before is always let in again. */
-  enter(job: ActiveJob, again: boolean): boolean;
-  leave(job: ActiveJob): void;
+  enter(job: J, again: boolean): boolean;
+  leave(job: J): void;
   /** The order key, without its priority, of who goes first for this model; undefined: nobody waits for it. */
   headOf(model: string): number | undefined;
   /** Of all who wait, the one that goes first on a free slot of this node. */
-  firstFor(node: FleetNode): { job: ActiveJob; spot: ModelSpot } | null;
+  firstFor(node: FleetNode): { job: J; spot: ModelSpot } | null;
   /**
    * Any who could be served now although no slot has become free: a node that had failed them is the last one left.
    * It has left the room.
    */
-  takeAny(): { job: ActiveJob; spot: ModelSpot } | null;
+  takeAny(): { job: J; spot: ModelSpot } | null;
   /** Those whom nobody can serve, and nobody who could may return, with the reasons. */
-  hopeless(): { jobs: ActiveJob[]; refusals: Refusal[] }[];
+  hopeless(): { jobs: J[]; refusals: Refusal[] }[];
 }
 
-export function createWaitingRoom(places: Places, random: Random, bound: number): WaitingRoom {
-  const lanes = newLanes<ActiveJob>(bound);
-  const room: WaitingRoom = {
+export function createWaitingRoom<J extends Waiter>(
+  places: Places,
+  random: Random,
+  bound: number,
+): WaitingRoom<J> {
+  const lanes = newLanes<J>(bound);
+  const room: WaitingRoom<J> = {
     lanes,
     place: (job) => placeInOrder(job.placement, places.tiers(job.request.model), random.next),
     enter(job, again) {
@@ -77,8 +89,8 @@ export function createWaitingRoom(places: Places, random: Random, bound: number)
   };
   return room;
 
-  function firstFor(node: FleetNode): { job: ActiveJob; spot: ModelSpot } | null {
-    let first: { job: ActiveJob; spot: ModelSpot } | null = null;
+  function firstFor(node: FleetNode): { job: J; spot: ModelSpot } | null {
+    let first: { job: J; spot: ModelSpot } | null = null;
     for (const spot of node.spots) {
       for (const model of places.servedBy(spot)) {
         const group = lanes.byCapability.get(model);
@@ -93,11 +105,11 @@ export function createWaitingRoom(places: Places, random: Random, bound: number)
     return first;
   }
 
-  function allLanes(): Lane<ActiveJob>[] {
+  function allLanes(): Lane<J>[] {
     return [...lanes.byCapability.values()].flatMap((group) => [...group.lanes.values()]);
   }
 }
 
-function goesBefore(a: ActiveJob, b: ActiveJob): boolean {
+export function goesBefore(a: Waiting, b: Waiting): boolean {
   return a.order_key < b.order_key || (a.order_key === b.order_key && a.id < b.id);
 }

@@ -6,11 +6,13 @@ import {
   type Log,
   STREAM_WAIT_MS,
   type Timings,
+  releaseAll,
   stepLiveness,
 } from '@flotilla/core';
 import {
   type ControlMessageOf,
   FlotillaError,
+  NODE_FEATURES,
   type NodeMessage,
   type NodeMessageOf,
   readInventory,
@@ -22,11 +24,11 @@ import type { Discoveries } from '../discovery/discoveries.ts';
 import { compareInventory, loseAll, reconcile } from '../dispatch/reconcile.ts';
 import type { LatestWriter } from './latest-writer.ts';
 import { CLOSE, type Link } from './link.ts';
-import { ABLE, type FleetNode, forgetFailures } from './node.ts';
+import { ABLE, type FleetNode, dropAttempt, forgetFailures } from './node.ts';
 import { type Registration, readNodeDescriptor } from './registration.ts';
 import type { Roster } from './roster.ts';
 import type { Watch } from './watch.ts';
-import type { DescriptorChange, NodeStateChange } from '@flotilla/core';
+import type { DescriptorChange, MovedNode, NodeStateChange } from '@flotilla/core';
 
 /**
  * The life of a node's connection: taking it up, beats, losing it, and what each does to the node's work. The states
@@ -35,6 +37,11 @@ import type { DescriptorChange, NodeStateChange } from '@flotilla/core';
 export interface ConnectionDeps {
   clock: Clock;
   log: Log;
+  replica: string;
+  /** There may be others: they are told how the backends are. */
+  shared: boolean;
+  /** Others may take this replica for dead: what the store owns is not to be worked on for longer than they wait. */
+  renews(): 'all' | 'attached';
   timings: Timings;
   roster: Roster;
   dispatcher: Dispatcher;
@@ -48,6 +55,8 @@ export interface ConnectionDeps {
   differed(): void;
   /** A node has changed its state, which `node.state` now says. */
   moved(node: FleetNode): void;
+  /** The node is linked to another replica now: it is not missed here. */
+  left(node: FleetNode): void;
   /** The brake (core/brake.ts) holds: what the store owns stays with the node that fell silent. */
   holdingBack(): boolean;
 }
@@ -57,6 +66,10 @@ export interface Connections {
   /** Feeds an event that did not come over the link. */
   step(node: FleetNode, event: LivenessEvent): void;
   desiredOf(node: FleetNode): ControlMessageOf<'node.heartbeat.ack'>['desired'];
+  /** Another replica has written this of the node. */
+  elsewhere(node: FleetNode, moved: MovedNode): void;
+  /** A replica is no more: its nodes are nobody's. */
+  orphan(replica: string): void;
 }
 
 /** Of so many processes of a node is known that another has taken their place. */
@@ -76,7 +89,7 @@ export function createConnections(deps: ConnectionDeps): Connections {
   /** What each node held when it was asked for its inventory. */
   const asked = new WeakMap<FleetNode, Set<string>>();
   const unasked_ms = new WeakMap<Link, number>();
-  return { take, step, desiredOf };
+  return { take, step, desiredOf, elsewhere, orphan };
 
   function take(node: FleetNode, { epoch, message, received_ms, open }: Registration): void {
     const same_process = node.boot_id === message.boot_id;
@@ -87,8 +100,14 @@ export function createConnections(deps: ConnectionDeps): Connections {
         : 'A newer daemon has this credential now.',
     });
     node.link = null;
-    if (!same_process) {
-      if (node.boot_id !== null) node.superseded = [...node.superseded, node.boot_id].slice(-SUPERSEDED_MOST);
+    if (node.replica !== null) {
+      // Which process it was that the other replica renewed is not known here.
+      node.former_until_ms = Math.max(node.former_until_ms, clock.now_ms() + timings.lease_ttl_ms);
+      node.replica = null;
+    }
+    // Of a process that only others have known, its inventory says what it has.
+    if (!same_process && node.boot_id !== null) {
+      node.superseded = [...node.superseded, node.boot_id].slice(-SUPERSEDED_MOST);
       loseAll(dispatcher, node, formerLease(node));
     }
     cancelAway(node);
@@ -168,6 +187,12 @@ export function createConnections(deps: ConnectionDeps): Connections {
 
   function onBeat(node: FleetNode, link: Link, beat: NodeMessageOf<'node.heartbeat'>): void {
     deps.beat();
+    const renews = deps.renews();
+    // An older daemon would take it for a renewal of everything: better it dials another replica.
+    if (renews === 'attached' && !node.features.includes(NODE_FEATURES.detachedLease)) {
+      link.close(CLOSE.tryLater, { code: 'unavailable', message: 'This replica cannot reach its store.' });
+      return;
+    }
     node.host = beat.host;
     if (beat.rtt_ms !== undefined) link.roundTrip(beat.rtt_ms);
     const want = wanted(node, beat);
@@ -176,6 +201,7 @@ export function createConnections(deps: ConnectionDeps): Connections {
       seq: beat.seq,
       server_time: new Date(clock.wall_ms()).toISOString(),
       epoch: link.epoch,
+      ...(renews === 'attached' && { renews }),
       desired: desiredOf(node),
       want,
       warnings: node.warnings,
@@ -192,6 +218,7 @@ export function createConnections(deps: ConnectionDeps): Connections {
       timings,
     );
     heard(node);
+    if (health_moved && deps.shared && node.liveness.state === node.state) writeState(node);
     if (node.liveness.state !== node.state) applyState(node);
     else if (roster.sync(node) || health_moved || was_stopping !== node.stopping) capacityMoved(node);
   }
@@ -265,19 +292,79 @@ export function createConnections(deps: ConnectionDeps): Connections {
     const { state, reason } = node.liveness;
     const before = node.state;
     roster.sync(node);
-    deps.states.put({
-      id: node.id,
-      epoch: node.epoch,
-      state,
-      close_reason: state === 'online' ? null : reason,
-      at: clock.wall_ms(),
-    });
+    writeState(node);
     log.info({ node: node.id, name: node.record.name, from: before, to: state, reason }, `node ${state}`);
     if (state === 'online') cancelAway(node);
     else if (state === 'suspect') armAway(node);
     else if (state === 'offline' || state === 'revoked') gone(node, state);
     deps.moved(node);
     capacityMoved(node);
+  }
+
+  function writeState(node: FleetNode): void {
+    const { state, reason } = node.liveness;
+    deps.states.put({
+      id: node.id,
+      epoch: node.epoch,
+      state,
+      close_reason: state === 'online' ? null : reason,
+      at: clock.wall_ms(),
+      ...(deps.shared && { health: [...node.health.values()] }),
+    });
+  }
+
+  /**
+   * Its own replica decides about it and writes that; here it is only known of, so nothing is written. What it works on for
+   * clients of this replica waits for that one's word, as after a cut of the link.
+   */
+  function elsewhere(node: FleetNode, moved: MovedNode): void {
+    if (moved.replica === null || moved.replica === deps.replica || moved.epoch < node.epoch) return;
+    const { link } = node;
+    if (link !== null && moved.epoch === node.epoch) return;
+    if (node.replica === null) {
+      node.link = null;
+      // It may be another process by the time that it comes back.
+      node.boot_id = null;
+      watch.forget(node);
+      letStoresWorkGo(node);
+      dispatcher.others.letGo(node);
+      releaseAll(node.ledger);
+      for (const attempt of [...node.attempts.values()]) {
+        if (attempt.phase === 'over') dropAttempt(node, attempt);
+      }
+      deps.left(node);
+      armAway(node);
+      link?.close(CLOSE.tryLater, {
+        code: 'node_in_use',
+        message: 'This node is linked to another replica now.',
+      });
+    }
+    node.replica = moved.replica;
+    node.epoch = moved.epoch;
+    const reason = moved.close_reason ?? `linked to ${moved.replica}`;
+    const event: LivenessEvent = { type: 'elsewhere', state: moved.state, reason };
+    node.liveness = stepLiveness(node.liveness, event, clock.now_ms(), timings);
+    if (moved.descriptor !== null) roster.describe(node, moved.descriptor, moved.descriptor_hash ?? '');
+    roster.setHealth(node, moved.health ?? []);
+    capacityMoved(node);
+  }
+
+  function letStoresWorkGo(node: FleetNode): void {
+    for (const attempt of [...node.attempts.values()]) {
+      if (attempt.job.kernel.policy.attached) continue;
+      dropAttempt(node, attempt);
+      dispatcher.stores.orphan(attempt, timings.lease_ttl_ms);
+    }
+  }
+
+  function orphan(replica: string): void {
+    for (const node of roster.all()) {
+      if (node.replica !== replica) continue;
+      node.replica = null;
+      if (node.state !== 'online' && node.state !== 'suspect') continue;
+      step(node, { type: 'orphaned', reason: `its replica ${replica} is no more` });
+      watch.touch(node);
+    }
   }
 
   function gone(node: FleetNode, state: 'offline' | 'revoked'): void {
@@ -303,21 +390,33 @@ export function createConnections(deps: ConnectionDeps): Connections {
     return node.former_until_ms - clock.now_ms();
   }
 
-  /** The link is away: what has sent nothing moves after 2 s, streams end after 5 s, unless the node returns. */
+  /**
+   * The link is away: what has sent nothing moves after 2 s, streams end after 5 s, unless the node returns. What has
+   * another link by then is on its way by another replica, and waits for itself.
+   */
   function armAway(node: FleetNode): void {
     cancelAway(node);
+    const links = new Map([...node.attempts.values()].map((attempt) => [attempt, attempt.link]));
+    const lose = (which: (handed: boolean) => boolean) => () => {
+      for (const attempt of [...node.attempts.values()]) {
+        const { policy, handed } = attempt.job.kernel;
+        if (attempt.phase === 'over' || !policy.attached || attempt.link !== links.get(attempt)) continue;
+        if (attempt.stream !== 0 || !which(handed)) continue;
+        dispatcher.feed(attempt, { type: 'node_lost', fence: fenceOf(attempt), retry_delay_ms: 0 });
+        // Its slot is another replica's to free, which does not say so here.
+        if (node.replica !== null) dispatcher.settleSlot(attempt);
+      }
+    };
     node.away = [
-      clock.after(ATTACHED_MOVE_MS, () => lose(node, (handed) => !handed)),
-      clock.after(STREAM_WAIT_MS, () => lose(node, () => true)),
+      clock.after(
+        ATTACHED_MOVE_MS,
+        lose((handed) => !handed),
+      ),
+      clock.after(
+        STREAM_WAIT_MS,
+        lose(() => true),
+      ),
     ];
-  }
-
-  function lose(node: FleetNode, which: (handed: boolean) => boolean): void {
-    for (const attempt of [...node.attempts.values()]) {
-      const { policy, handed } = attempt.job.kernel;
-      if (attempt.phase === 'over' || !policy.attached || !which(handed)) continue;
-      dispatcher.feed(attempt, { type: 'node_lost', fence: fenceOf(attempt), retry_delay_ms: 0 });
-    }
   }
 
   function cancelAway(node: FleetNode): void {

@@ -20,6 +20,7 @@ import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { type WebSocket, WebSocketServer } from 'ws';
 import { hashCredential, makeCredential } from '../accounts/credential.ts';
+import type { Hints } from '../bus/hints.ts';
 import type { Dispatcher } from '../dispatch/dispatcher.ts';
 import type { Discoveries } from '../discovery/discoveries.ts';
 import { createConnections } from './connection.ts';
@@ -27,6 +28,7 @@ import { createEpochs } from './epochs.ts';
 import { type HttpNodes, type NodePeer, createHttpNodes } from './http-nodes.ts';
 import { latestWriter } from './latest-writer.ts';
 import { CLOSE } from './link.ts';
+import { type Mirror, startMirror } from './mirror.ts';
 import type { FleetNode } from './node.ts';
 import { type Registration, takeRegistration } from './registration.ts';
 import type { Roster } from './roster.ts';
@@ -59,6 +61,10 @@ export interface Fleet {
   ): void;
   /** Whose credential this is. @throws FlotillaError `unauthorized`, `revoked`, `unavailable` */
   peer(credential: string): NodePeer;
+  /** Another replica is no more. */
+  died(replica: string): void;
+  /** What other replicas write of their nodes, from here on. */
+  follow(): Promise<Mirror | null>;
   /** Nodes without a WebSocket. */
   readonly http: HttpNodes;
   close(): Promise<void>;
@@ -76,6 +82,12 @@ export interface FleetDeps {
   log: Log;
   store: Store;
   replica: string;
+  /** Null: there are no others. */
+  shared: {
+    lives(replica: string): Promise<boolean>;
+    bumpAge_ms(): number;
+    hints: Pick<Hints, 'tell'>;
+  } | null;
   timings: Timings;
   roster: Roster;
   dispatcher: Dispatcher;
@@ -98,13 +110,13 @@ export function createFleet(deps: FleetDeps): Fleet {
     clientTracking: false,
   });
   const states = latestWriter<NodeStateChange>(
-    (rows) => store.saveNodeStates(rows),
+    (rows) => store.saveNodeStates(rows).then(tellOthers),
     clock,
     log,
     'node states',
   );
   const descriptors = latestWriter<DescriptorChange>(
-    (rows) => store.saveDescriptors(rows),
+    (rows) => store.saveDescriptors(rows).then(tellOthers),
     clock,
     log,
     'descriptors',
@@ -128,6 +140,10 @@ export function createFleet(deps: FleetDeps): Fleet {
   const connections = createConnections({
     clock,
     log,
+    replica,
+    shared: deps.shared !== null,
+    renews: () =>
+      deps.shared !== null && deps.shared.bumpAge_ms() > timings.heartbeat_ms ? 'attached' : 'all',
     timings,
     roster,
     dispatcher,
@@ -151,6 +167,12 @@ export function createFleet(deps: FleetDeps): Fleet {
       else suspect.delete(node);
       if (node.state === 'suspect' || node.state === 'online' || fell_silent) known.add(node);
       else known.delete(node);
+      moveBrake();
+    },
+    left: (node) => {
+      awaited.delete(node);
+      known.delete(node);
+      suspect.delete(node);
       moveBrake();
     },
     holdingBack: () => brake.held_since_ms !== null,
@@ -179,6 +201,8 @@ export function createFleet(deps: FleetDeps): Fleet {
     rotate,
     revoke: (id) => change(id, () => store.revokeNode(id, clock.wall_ms())),
     forget,
+    died: (other) => connections.orphan(other),
+    follow,
     upgrade,
     peer,
     http: createHttpNodes({
@@ -234,6 +258,25 @@ export function createFleet(deps: FleetDeps): Fleet {
     for (const node of changed) apply(node);
     for (const node of roster.all()) armCredential(node);
     if (changed.length > 0 || removed.length > 0) dispatcher.recheck();
+  }
+
+  function tellOthers(): void {
+    deps.shared?.hints.tell({ type: 'nodes' });
+  }
+
+  async function follow(): Promise<Mirror | null> {
+    if (deps.shared === null) return null;
+    const { shared } = deps;
+    return startMirror({
+      clock,
+      log,
+      store,
+      roster,
+      known: knownDescriptor,
+      lives: (other) => shared.lives(other),
+      refresh,
+      elsewhere: (node, moved) => connections.elsewhere(node, moved),
+    });
   }
 
   function knownDescriptor(id: string, hash: string): Descriptor | undefined {
@@ -405,7 +448,8 @@ export function createFleet(deps: FleetDeps): Fleet {
    * control plane ran would count for ever.
    */
   function countMissing(): void {
-    const missing = [...awaited];
+    // What has come back to another replica is not missed.
+    const missing = [...awaited].filter((node) => node.replica === null);
     awaited.clear();
     for (const node of missing) {
       known.add(node);

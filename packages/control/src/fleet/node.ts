@@ -37,6 +37,9 @@ export interface FleetNode extends PlacementNode {
   failures_at_ms: number;
 
   link: Link | null;
+  /** The replica that has its link, where that is not this one. */
+  replica: string | null;
+  elsewhere: boolean;
   boot_id: string | null;
   /** What it can be asked beyond the protocol, as it said when it registered last. */
   features: readonly string[];
@@ -128,6 +131,8 @@ export function newFleetNode(
     failures: 0,
     failures_at_ms: 0,
     link: null,
+    replica: null,
+    elsewhere: false,
     boot_id: null,
     features: [],
     unfenced: false,

@@ -123,7 +123,9 @@ export function createRoster(clock: Clock, timings: Timings): Roster {
     const stalled = isStalled(liveness, clock.now_ms(), timings);
     // What a node said last that is away now is not why it gets nothing.
     const journal_down = liveness.state === 'online' && node.journal.health === 'down';
+    const elsewhere = node.replica !== null;
     const changed =
+      node.elsewhere !== elsewhere ||
       node.state !== liveness.state ||
       node.stalled !== stalled ||
       node.journal_down !== journal_down ||
@@ -133,6 +135,7 @@ export function createRoster(clock: Clock, timings: Timings): Roster {
     node.state = liveness.state;
     node.stalled = stalled;
     node.journal_down = journal_down;
+    node.elsewhere = elsewhere;
     node.cordoned = record.cordoned;
     node.draining = draining;
     node.labels = record.labels;

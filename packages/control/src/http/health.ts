@@ -8,6 +8,8 @@ export interface HealthDeps {
   log: Log;
   stopping: () => boolean;
   recording: () => boolean;
+  /** Whether the other replicas can be told anything; null: there are none. */
+  bus: { readonly connected: boolean } | null;
 }
 
 /** A store that takes longer than this to answer nothing is of no use to a request either. */
@@ -21,6 +23,7 @@ export function healthRoutes({
   log,
   stopping,
   recording,
+  bus,
 }: HealthDeps): Pick<Handlers, 'healthz' | 'readyz'> {
   let asking: Promise<boolean> | null = null;
   let answered = true;
@@ -33,7 +36,9 @@ export function healthRoutes({
       if (!(await asking)) throw notReady('The store does not answer.');
       // It may answer again before the records that waited are written; until then requests are refused.
       if (!recording()) throw notReady('The store does not take records yet.');
-      return { status: 'ready', store: store.engine };
+      // It serves its own nodes and its own clients: to take it out of the balancer would serve nobody better.
+      if (bus?.connected === false) return { status: 'degraded', store: store.engine, bus: 'away' };
+      return { status: 'ready', store: store.engine, ...(bus !== null && { bus: 'connected' }) };
     },
   };
 

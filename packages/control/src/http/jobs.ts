@@ -92,7 +92,10 @@ export function jobRoutes({
         return shown(await find(id, principal), principal);
       }
       if (!open.cancel(id, message))
-        throw new FlotillaError('conflict', 'The job is not held by this replica.');
+        throw new FlotillaError(
+          'conflict',
+          'The job is held by another replica, which cannot be told now: try again.',
+        );
       const after: JobView = {
         ...job,
         state: 'cancelled',

@@ -83,6 +83,7 @@ export interface HttpDeps {
   stopping: () => boolean;
   /** Whether records of requests are being written. */
   recording: () => boolean;
+  bus: { readonly connected: boolean } | null;
   /** The port then speaks https and wss. */
   tls: TlsPair | undefined;
 }

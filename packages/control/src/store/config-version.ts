@@ -2,11 +2,18 @@ import { actPart } from './audit.ts';
 import { type Param, prepared, type Sql } from './sql.ts';
 
 const read = prepared('config-version', 'select version from configuration');
+const name = prepared('installation', 'select installation from configuration');
 
 export async function configVersion(sql: Sql): Promise<number> {
   const [row] = await sql.query<{ version: number }>(read);
   if (row === undefined) throw new Error('The store has lost its configuration row: restore a backup.');
   return row.version;
+}
+
+export async function installation(sql: Sql): Promise<string> {
+  const [row] = await sql.query<{ installation: string }>(name);
+  if (row === undefined) throw new Error('The store has lost its configuration row: restore a backup.');
+  return row.installation;
 }
 
 /** Until its transaction ends nobody else administers: what it then reads of the configuration stays so. */

@@ -52,9 +52,7 @@ export async function loadNodes(
   const rows = await sql.query<NodeRow>(load);
   const had = new Map(rows.map((row) => [row.id, known(row.id, row.descriptor_hash ?? '')]));
   const missing = rows.filter((row) => had.get(row.id) === undefined).map((row) => row.id);
-  const stored =
-    missing.length === 0 ? [] : await sql.query<DescriptorRow>(descriptors, [JSON.stringify(missing)]);
-  const read = new Map(stored.map(({ id, descriptor }) => [id, descriptor]));
+  const read = missing.length === 0 ? new Map<string, unknown>() : await loadDescriptors(sql, missing);
   const nodes: NodeRecord[] = [];
   const unreadable: string[] = [];
   for (const row of rows) {
@@ -64,6 +62,11 @@ export async function loadNodes(
     else nodes.push(descriptor === undefined ? node : { ...node, descriptor });
   }
   return { nodes, unreadable };
+}
+
+export async function loadDescriptors(sql: Sql, ids: string[]): Promise<Map<string, unknown>> {
+  const rows = await sql.query<DescriptorRow>(descriptors, [JSON.stringify(ids)]);
+  return new Map(rows.map(({ id, descriptor }) => [id, descriptor]));
 }
 
 async function findNode(sql: Sql, id: string, log: Log): Promise<NodeRecord | undefined> {

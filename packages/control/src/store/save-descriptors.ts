@@ -4,7 +4,7 @@ import { lastOfEach } from './save-node-states.ts';
 import { prepared, type Sql } from './sql.ts';
 
 /**
- * Only where the epoch still holds, which the share lock keeps true until the end. A list of models that a backend told
+ * Only where the epoch still holds, which the lock keeps true until the end. A list of models that a backend told
  * as another kind or version goes with the old descriptor (core's `catalogueOutdated`, where rows are).
  */
 const statement = prepared(
@@ -13,7 +13,13 @@ const statement = prepared(
      select * from jsonb_to_recordset($1::jsonb)
        as r (id text, epoch bigint, descriptor jsonb, descriptor_hash text)),
    held as materialized (
-     select l.node, l.epoch from node_liveness l join change on change.id = l.node order by l.node for share of l),
+     select l.node, l.epoch from node_liveness l join change on change.id = l.node order by l.node
+     for no key update of l),
+   raised as (update configuration set fleet = fleet + 1 where (select count(*) from held) > 0 returning fleet),
+   told as (
+     update node_liveness l set moved = raised.fleet
+     from change join held on held.node = change.id and held.epoch = change.epoch, raised
+     where l.node = change.id),
    dropped as (
      delete from model_catalogues c
      using change

@@ -10,12 +10,14 @@ const statement = prepared(
   'save-node-states',
   `with change as materialized (
      select * from jsonb_to_recordset($1::jsonb)
-       as r (id text, epoch bigint, state text, close_reason text, at bigint)),
+       as r (id text, epoch bigint, state text, close_reason text, at bigint, health jsonb)),
    locked as materialized (
-     select l.node from node_liveness l join change on change.id = l.node order by l.node for no key update of l)
+     select l.node from node_liveness l join change on change.id = l.node order by l.node for no key update of l),
+   raised as (update configuration set fleet = fleet + 1 where (select count(*) from locked) > 0 returning fleet)
    update node_liveness l
-   set state = change.state, close_reason = change.close_reason, changed_at = change.at
-   from change join locked on locked.node = change.id
+   set state = change.state, close_reason = change.close_reason, changed_at = change.at,
+     health = coalesce(change.health, l.health), moved = raised.fleet
+   from change join locked on locked.node = change.id, raised
    where l.node = change.id and l.epoch = change.epoch and l.state <> 'revoked'`,
 );
 

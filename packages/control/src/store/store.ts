@@ -1,7 +1,8 @@
 import type { Log, Store } from '@flotilla/core';
 import { listAudit, runAct } from './audit.ts';
 import { dumpStore } from './backup/dump.ts';
-import { configVersion } from './config-version.ts';
+import { movedNodes } from './moved-nodes.ts';
+import { configVersion, installation } from './config-version.ts';
 import { acceptJobs } from './detached/accept-jobs.ts';
 import { deleteBodies, eraseBodies, loadBodies, loadResult, measureResult } from './detached/bodies.ts';
 import { claimJobs } from './detached/claim-jobs.ts';
@@ -55,6 +56,8 @@ export function storeOn(sql: Engine, log: Log): Store {
     dump: (product_version, now) => dumpStore(sql, { migrations: MIGRATIONS, product_version, now }),
 
     configVersion: () => configVersion(sql),
+    installation: () => installation(sql),
+    movedNodes: (since, known) => movedNodes(sql, since, known),
     loadKeys: () => loadKeys(sql),
     loadNodes: (known) => loadNodes(sql, log, known),
 
@@ -89,7 +92,7 @@ export function storeOn(sql: Engine, log: Log): Store {
     secretCanary: (sealed) => secretCanary(sql, sealed),
     resealSecrets: (canary, reseal) => resealSecrets(sql, canary, reseal),
 
-    enterReplica: (id) => enterReplica(sql, id),
+    enterReplica: (id, bus) => enterReplica(sql, id, bus),
     bumpReplica: (id) => bumpReplica(sql, id),
     endReplica: (id) => endReplica(sql, id),
     listReplicas: () => listReplicas(sql),

@@ -11,9 +11,10 @@ const statement = prepared(
      select distinct id from jsonb_array_elements_text($1::jsonb) as r (id)),
    locked as materialized (
      select l.node from node_liveness l join wanted on wanted.id = l.node
-     where l.state <> 'revoked' order by l.node for no key update of l)
-   update node_liveness l set epoch = l.epoch + 1, replica = $2
-   from locked where l.node = locked.node
+     where l.state <> 'revoked' order by l.node for no key update of l),
+   raised as (update configuration set fleet = fleet + 1 where (select count(*) from locked) > 0 returning fleet)
+   update node_liveness l set epoch = l.epoch + 1, replica = $2, moved = raised.fleet
+   from locked, raised where l.node = locked.node
    returning l.node, l.epoch`,
 );
 

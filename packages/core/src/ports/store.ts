@@ -1,4 +1,12 @@
-import type { BudgetPeriod, Descriptor, JobState, NodeState, Scope, TokenBudget } from '@flotilla/protocol';
+import type {
+  BackendHealth,
+  BudgetPeriod,
+  Descriptor,
+  JobState,
+  NodeState,
+  Scope,
+  TokenBudget,
+} from '@flotilla/protocol';
 import type { DetachedJobs } from './detached-jobs.ts';
 import type { ModelDiscoveries } from './model-discoveries.ts';
 import type { Upstreams } from './upstreams.ts';
@@ -23,6 +31,8 @@ export interface Store extends DetachedJobs, ModelDiscoveries, Upstreams {
 
   // ── Configuration snapshots ──
   configVersion(): Promise<number>;
+  /** What this store's replicas are called on a bus that other installations use as well. */
+  installation(): Promise<string>;
   loadKeys(): Promise<KeyRecord[]>;
   /** Descriptors that the caller has, by node and hash, are neither sent nor parsed again. */
   loadNodes(known?: KnownDescriptor): Promise<LoadedNodes>;
@@ -58,15 +68,20 @@ export interface Store extends DetachedJobs, ModelDiscoveries, Upstreams {
   /** `last_seen_at` of all nodes heard from, in one statement. */
   flushSeen(seen: { id: string; at: number }[]): Promise<void>;
 
+  /**
+   * What happened to nodes, on any replica, since the fleet had this number.
+   * @param known descriptors that the caller has are not sent again
+   */
+  movedNodes(since: number, known: KnownDescriptor): Promise<MovedNodes>;
+
   // ── Replicas ──
-  /** Says that this replica lives; the first call makes its row. */
-  /** Makes the row of a replica that starts. */
-  enterReplica(id: string): Promise<void>;
+  /** Makes the row of a replica that starts. `bus`: it can have others beside it. */
+  enterReplica(id: string, bus: boolean): Promise<void>;
   /** @returns false where the row is gone: another replica has taken this one for dead */
   bumpReplica(id: string): Promise<boolean>;
   endReplica(id: string): Promise<void>;
   /** Rows of all replicas, with the store's own count of bumps, so that a watcher can see one stand still. */
-  listReplicas(): Promise<{ id: string; bumps: number }[]>;
+  listReplicas(): Promise<ReplicaRow[]>;
 
   // ── Attached jobs ──
   /**
@@ -102,6 +117,12 @@ export interface Store extends DetachedJobs, ModelDiscoveries, Upstreams {
   // ── Upkeep ──
   /** Deletes what has outlived its time, a bounded number of rows a call. Any replica may call it at any time. */
   sweep(limits: RetentionLimits, now: number): Promise<SweepResult>;
+}
+
+export interface ReplicaRow {
+  id: string;
+  bumps: number;
+  bus: boolean;
 }
 
 export interface KeyRecord {
@@ -212,6 +233,26 @@ export interface NodeStateChange {
   state: NodeState;
   close_reason: string | null;
   at: number;
+  /** As the node told it last, for other replicas; absent: as it was. */
+  health?: BackendHealth[];
+}
+
+export interface MovedNodes {
+  fleet: number;
+  nodes: MovedNode[];
+}
+
+/** A node as the replica that it is linked to, or was, has written it. */
+export interface MovedNode {
+  id: string;
+  epoch: number;
+  state: NodeState;
+  replica: string | null;
+  close_reason: string | null;
+  health: BackendHealth[] | null;
+  descriptor_hash: string | null;
+  /** Null: the caller has it, or there is none. */
+  descriptor: Descriptor | null;
 }
 
 export interface JobRecord {

@@ -318,10 +318,10 @@ export class Attempts {
    * kept and told when the link is back, by this process or the next: it is worth having as long as nobody else was
    * given the job.
    */
-  fence(): number {
+  fence(which?: 'detached'): number {
     let held = 0;
     for (const attempt of this.#attempts.values()) {
-      if (isKept(attempt)) continue;
+      if (isKept(attempt) || (which === 'detached' && !attempt.detached)) continue;
       held++;
       this.#release(attempt);
       this.#forget(attempt);

@@ -37,13 +37,33 @@ test('after a sleep the next check fences at once, though no timer has run', () 
   let fences = 0;
   const guard = new Guard(clock, () => clock.now_ms() + slept_ms, {
     fence: () => fences++,
+    fenceDetached: () => undefined,
     dropAttached: () => undefined,
   });
-  guard.renew(0, timings(5000));
+  guard.renew(0, timings(5000), 'all');
   guard.check();
   expect(fences).toBe(0);
   slept_ms = 14_000;
   guard.check();
   guard.check();
   expect(fences).toBe(1);
+});
+
+test('what is acknowledged for attached work alone leaves detached work the lease that it had', () => {
+  const clock = new ManualClock();
+  const fenced: string[] = [];
+  const guard = new Guard(clock, () => clock.now_ms(), {
+    fence: () => fenced.push('all'),
+    fenceDetached: () => fenced.push('detached'),
+    dropAttached: () => undefined,
+  });
+  const t = timings(5000);
+  guard.renew(0, t, 'all');
+  clock.advance(t.fence_ms - 1);
+  guard.renew(clock.now_ms(), t, 'attached');
+  expect(fenced).toEqual([]);
+  clock.advance(1);
+  expect(fenced).toEqual(['detached']);
+  clock.advance(t.fence_ms - 1);
+  expect(fenced).toEqual(['detached', 'all']);
 });

@@ -54,6 +54,7 @@ export class Link implements SessionHost {
   readonly slots: Slots;
   readonly attempts: Attempts;
   readonly guard: Guard;
+  dials = 0;
   timings: Timings = timings(FIRST_HEARTBEAT_MS);
   readonly #post: (message: FromLink) => void;
   readonly #agent: Agent;
@@ -112,6 +113,7 @@ export class Link implements SessionHost {
     this.attempts.restore(data.journal);
     this.guard = new Guard(clock, lease_clock, {
       fence: () => this.#fence(),
+      fenceDetached: () => this.#fence('detached'),
       dropAttached: () => this.#dropAttached(),
     });
   }
@@ -233,9 +235,9 @@ export class Link implements SessionHost {
     if (this.draining) this.#cut += live - this.attempts.live;
   }
 
-  #fence(): void {
+  #fence(which?: 'detached'): void {
     const { live } = this.attempts;
-    const attempts = this.attempts.fence();
+    const attempts = this.attempts.fence(which);
     if (this.draining) this.#cut += live - this.attempts.live;
     if (attempts > 0) this.#post({ type: 'fenced', attempts });
   }

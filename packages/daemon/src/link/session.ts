@@ -49,6 +49,8 @@ export interface SessionHost {
   readonly attempts: Attempts;
   readonly slots: Slots;
   readonly guard: Guard;
+  /** How often the control plane was dialled: of several addresses the next is next. */
+  dials: number;
   readonly user_agent: string;
   readonly draining: boolean;
   /** As the last registration told them; before it, for the first interval assumed. */
@@ -76,8 +78,14 @@ export class Session {
     this.#host = host;
     const { control_url, credential, connect_timeout_ms, progress } = host.data;
     this.#progress = new Int32Array(progress);
+    const addresses = control_url.split(',');
     this.#connection = new Connection(
-      { control_url, credential, connect_timeout_ms, user_agent: host.user_agent },
+      {
+        control_url: addresses[host.dials++ % addresses.length]!,
+        credential,
+        connect_timeout_ms,
+        user_agent: host.user_agent,
+      },
       {
         opened: () => this.#register(),
         text: (text) => this.#text(text),
@@ -134,7 +142,7 @@ export class Session {
       type: 'node.register',
       boot_id: data.boot_id,
       protocol: { min: PROTOCOL_VERSION, max: PROTOCOL_VERSION },
-      features: [NODE_FEATURES.modelDiscovery],
+      features: Object.values(NODE_FEATURES),
       descriptor: data.descriptor,
       descriptor_hash: data.descriptor_hash,
       inventory: attempts.inventory(),
@@ -246,7 +254,7 @@ export class Session {
     host.timings = timings(heartbeat_ms);
     this.#up_since = host.clock.now_ms();
     host.guard.linkUp();
-    host.guard.renew(this.#register_sent_ms, host.timings);
+    host.guard.renew(this.#register_sent_ms, host.timings, 'all');
     this.#beats.start(host.timings);
     host.attempts.joined(this.#outbox, message.verdicts);
     host.post({ type: 'connected', epoch, node_id, name, heartbeat_ms });
@@ -259,7 +267,7 @@ export class Session {
     if (beat === undefined) return;
     const { guard, timings: t, attempts, clock } = this.#host;
     this.#rtt_ms = beat.rtt_ms;
-    guard.renew(beat.sent_ms, t);
+    guard.renew(beat.sent_ms, t, ack.renews ?? 'all');
     this.#outbox.roundTrip(beat.rtt_ms, t.heartbeat_ms);
     if (ack.want.includes('descriptor')) this.sendDescriptor();
     if (ack.want.includes('inventory')) {

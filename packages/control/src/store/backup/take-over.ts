@@ -8,11 +8,14 @@ import { NOW_MS, type Sql } from '../sql.ts';
  * - Detached jobs under a lease go back to the queue, their attempt told as lost. No node gets one before the leases of
  *   the source have ended, by which time its nodes have stopped (promise P4).
  *
+ * - The installation has another name: on a bus that both use, the two do not take each other for replicas.
+ *
  * Attached requests that were open belong to a replica that is no more: the first start ends them.
  */
 const EPOCHS_SKIPPED = 1_000_000;
 
 export async function takeOver(tx: Sql, lease_ttl_ms: number): Promise<{ requeued: number }> {
+  await tx.query(`update configuration set installation = md5(random()::text || clock_timestamp()::text)`);
   await tx.query(`update node_liveness set epoch = epoch + ${EPOCHS_SKIPPED}, replica = null`);
   const [row] = await tx.query<{ count: number }>(
     `with now as materialized (select ${NOW_MS} as ms),

@@ -6,6 +6,7 @@ import { modelDiscoveries } from './0004-model-discoveries.ts';
 import { upstreams } from './0005-upstreams.ts';
 import { traces } from './0006-traces.ts';
 import { detachedAccounts } from './0007-detached-accounts.ts';
+import { replicas } from './0008-replicas.ts';
 
 /** In order, never edited once released: a change is a new file. */
 export const MIGRATIONS: readonly Migration[] = [
@@ -16,4 +17,5 @@ export const MIGRATIONS: readonly Migration[] = [
   upstreams,
   traces,
   detachedAccounts,
+  replicas,
 ];

@@ -1,0 +1,183 @@
+import type { Bus, Clock, Log, Random } from '@flotilla/core';
+import type { InventoryItem } from '@flotilla/protocol';
+import type { Hints } from '../bus/hints.ts';
+import type { Dispatcher, OthersWork } from '../dispatch/dispatcher.ts';
+import type { FleetNode } from '../fleet/node.ts';
+import type { Roster } from '../fleet/roster.ts';
+import { type Announcements, createAnnouncements, workSchema } from './announcements.ts';
+import { type Channel, openChannel } from './channel.ts';
+import { createHolding } from './holding.ts';
+import { createOwned } from './owned.ts';
+
+/**
+ * Attached work across replicas: a request goes to the replica whose node has a slot free first, wherever its client is.
+ * One announces what waits (announcements.ts), another claims it for a slot; the body goes there and the answer comes
+ * back on the channel between the two (channel.ts), which the one who has the client owns (owned.ts) and the one who has
+ * the node holds (holding.ts). Nothing here outlives a process: clients are told, nodes come back with what they have.
+ */
+export interface Peers {
+  died(replica: string): void;
+  close(): void;
+}
+
+export interface PeersDeps {
+  bus: Bus;
+  hints: Pick<Hints, 'take' | 'lost'>;
+  clock: Clock;
+  random: Random;
+  log: Log;
+  replica: string;
+  roster: Roster;
+  dispatcher: Dispatcher;
+  queue_bound: number;
+  /** Whether that replica is there, as far as is known. */
+  lives(replica: string): Promise<boolean>;
+}
+
+const MESSAGE_MOST_BYTES = 1024 * 1024;
+
+export function startPeers(deps: PeersDeps): Peers {
+  const { bus, clock, dispatcher, roster, replica } = deps;
+  const channels = new Map<string, Channel>();
+  const owned = createOwned({ clock, dispatcher, roster });
+  const holding = createHolding({ clock, dispatcher, freed: (node) => dispatcher.pump(node) });
+  const { places } = dispatcher.deps;
+  let waking = false;
+  let closed = false;
+  const work: Announcements = createAnnouncements(
+    bus,
+    places,
+    clock,
+    deps.random,
+    deps.queue_bound,
+    dispatcher.share,
+    (job) => holding.claims(job),
+    wake,
+  );
+
+  bus.listen({
+    told(from, data) {
+      if (closed || data.byteLength > MESSAGE_MOST_BYTES) return;
+      const announced = readWork(data);
+      if (announced === undefined) deps.hints.take(from, data);
+      else work.take(from, announced);
+    },
+    sent(from, data) {
+      const known = channels.get(from);
+      if (known !== undefined) known.take(data);
+      // A late message of one that is no more opens nothing.
+      else whereAlive(from, () => channelTo(from).take(data));
+    },
+    connected() {
+      if (closed) return;
+      for (const channel of channels.values()) channel.restart();
+      deps.hints.lost();
+    },
+    disconnected() {
+      for (const channel of channels.values()) channel.close();
+    },
+  });
+
+  const others: OthersWork = {
+    present: true,
+    headFor: (node) => work.room.firstFor(node)?.job ?? null,
+    take,
+    headOf: (model) => work.room.headOf(model),
+    wake,
+    waits: (job) => work.waits(job),
+    left: (job) => work.left(job),
+    letGo: (node) => holding.letGo(node, channelTo),
+    ask(node, link, items) {
+      for (const [owner, own] of byOwner(items)) {
+        const ask = () => holding.ask(owner, channelTo(owner), node, link, own);
+        whereAlive(owner, ask, () => holding.abandon(node, link, own));
+      }
+    },
+  };
+  dispatcher.others = others;
+
+  return {
+    died(other) {
+      work.died(other);
+      channels.get(other)?.close();
+      channels.delete(other);
+      holding.died(other);
+    },
+    close() {
+      closed = true;
+      work.close();
+      for (const channel of channels.values()) channel.close();
+    },
+  };
+
+  function whereAlive(other: string, run: () => void, otherwise: () => void = () => undefined): void {
+    // Where the store does not answer, nobody knows that it is not.
+    const known = deps.lives(other).catch(() => true);
+    void known.then((alive) => {
+      if (closed) return;
+      if (alive) run();
+      else otherwise();
+    });
+  }
+
+  function take(node: FleetNode): void {
+    const first = work.room.firstFor(node);
+    if (first === null) return;
+    work.forget(first.job);
+    holding.claim(first.job.owner, channelTo(first.job.owner), first.job.id, first.spot);
+  }
+
+  /** Work came, or nodes: once for all that changed in one turn. */
+  function wake(): void {
+    if (waking) return;
+    waking = true;
+    queueMicrotask(() => {
+      waking = false;
+      for (let next = work.room.takeAny(); next !== null; next = work.room.takeAny()) {
+        work.forget(next.job);
+        holding.claim(next.job.owner, channelTo(next.job.owner), next.job.id, next.spot);
+      }
+    });
+  }
+
+  function channelTo(other: string): Channel {
+    const known = channels.get(other);
+    if (known !== undefined) return known;
+    const channel: Channel = openChannel(bus, other, replica < other, clock, {
+      message(message) {
+        // A credit is for whoever sends that stream.
+        if (owned.take(other, channel, message)) return;
+        holding.take(other, channel, message);
+      },
+      frame(frame) {
+        owned.frame(other, frame);
+        holding.frame(other, frame);
+      },
+      holds: () => holding.holds(other),
+      synced(theirs) {
+        owned.synced(other, channel, theirs);
+        holding.synced(other, channel);
+      },
+      broken() {
+        owned.broken(other);
+        holding.broken(other);
+      },
+    });
+    channels.set(other, channel);
+    return channel;
+  }
+}
+
+function readWork(data: Uint8Array): ReturnType<typeof workSchema.parse> | undefined {
+  const text = Buffer.from(data.buffer, data.byteOffset, data.byteLength).toString();
+  if (!text.startsWith('{"type":"work')) return undefined;
+  try {
+    return workSchema.safeParse(JSON.parse(text)).data;
+  } catch {
+    return undefined;
+  }
+}
+
+function byOwner(items: readonly InventoryItem[]): Map<string, InventoryItem[]> {
+  return Map.groupBy(items, ({ owner }) => owner ?? '');
+}
