@@ -53,14 +53,28 @@ describe.skipIf(!LONG || NATS_URL === undefined)('replicas are killed (needs Pos
 
   test('a stream waits anew each time that the bus is away', async () => {
     const backend = await world.backend(streamSlowly, ['slow']);
-    const node = await nodeOf('far', backend, [planes[1]!]);
-    const reply = planes[0]!.chat({ model: 'slow', stream: true, user: '0' });
+    const [home, other] = planes as [Plane, Plane];
+    const way = await world.proxy(home.port);
+    const node = await world.node({
+      name: 'far',
+      control_url: way.url,
+      backends: [{ url: backend.url, slots: SLOTS }],
+    });
+    way.lead(other.port);
+    way.cut();
+    way.restore();
+    await until('it has moved', async () => (await linkedTo(other)).length === 1);
+    await until('that is known', async () => (await linkedTo(home)).length === 0);
+    const moved_ms = performance.now();
+    const reply = home.chat({ model: 'slow', stream: true, user: '0' });
     await until('it streams', () => backend.requests.length === 1);
+    // Once while the time ends that what the node had before would have waited.
+    await pause(moved_ms + STREAM_WAIT_MS - 800 - performance.now());
     bus.cut();
-    await pause(500);
+    await pause(1600);
     bus.restore();
-    // Before the time is over that the first outage had, and until after the node's replica would have stopped it.
-    await pause(STREAM_WAIT_MS - 1000);
+    // Once before the time is over that the first outage had, and until the node's replica would have stopped it.
+    await pause(STREAM_WAIT_MS - 500 - 1600);
     bus.cut();
     await pause(2200);
     bus.restore();
@@ -246,7 +260,7 @@ function eventsOf(number: number): string[] {
 
 const streamNumber = (request: SeenRequest, response: ServerResponse) =>
   stream(request, response, () => 200 * random());
-const streamSlowly = (request: SeenRequest, response: ServerResponse) => stream(request, response, () => 250);
+const streamSlowly = (request: SeenRequest, response: ServerResponse) => stream(request, response, () => 320);
 
 async function stream({ body }: SeenRequest, response: ServerResponse, gap_ms: () => number): Promise<void> {
   const { user } = JSON.parse(body.toString()) as { user: string };
