@@ -153,6 +153,7 @@ describe.skipIf(!LONG || NATS_URL === undefined)('replicas are killed (needs Pos
       expect(await jobs.wrongInStore({ database_url: world.database_url! })).toEqual([]);
       expect(overlaps(backends)).toEqual([]);
       expect(restarted(calls)).toEqual([]);
+      expect(settledOf(attached)).not.toEqual([]);
       expect(p99(settledOf(attached))).toBeLessThan(ATTACHED_WITHIN_MS);
     },
     WITHIN_MS,
