@@ -177,6 +177,7 @@ async function start(base: Base, undo: Undo): Promise<RunningControl> {
     keys,
     slowdown: createSlowdown(clock),
     stopping: () => stopping,
+    recorded: () => records.settlements.written(),
     recording: () => records.settlements.failing_since_ms === null,
     bus: shared?.bus ?? null,
     tls: tls?.pair,

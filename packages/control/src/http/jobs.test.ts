@@ -73,6 +73,7 @@ function setup(stored: StoredJob[], open: JobView[]) {
     },
   };
   const routes = jobRoutes({
+    recorded: () => Promise.resolve(),
     open: {
       list: () => open,
       find: (wanted) => open.find((job) => job.id === wanted),

@@ -17,6 +17,8 @@ type JobRoutes = 'listJobs' | 'showJob' | 'jobResult' | 'explainJob' | 'cancelJo
 export interface JobRouteDeps {
   open: OpenJobs;
   store: Pick<Store, 'listJobs' | 'findJob' | 'findDetached' | 'deleteBodies'>;
+  /** Resolves when what has ended by now has its row. */
+  recorded(): Promise<unknown>;
   results: Results;
   detached: Pick<Detached, 'cancel'>;
   places: Pick<Places, 'tiers'>;
@@ -31,6 +33,7 @@ export interface JobRouteDeps {
 export function jobRoutes({
   open,
   store,
+  recorded,
   results,
   detached,
   places,
@@ -107,7 +110,7 @@ export function jobRoutes({
   };
 
   async function find(id: string, principal: Principal): Promise<JobView> {
-    return findJob({ open, store }, id, principal);
+    return findJob({ open, store, recorded }, id, principal);
   }
 
   async function explainStored(job: JobView): Promise<ExplainView> {
@@ -155,12 +158,17 @@ const NOBODY: ReadonlySet<string> = new Set();
  * @throws FlotillaError `not_found`, also for what another key created
  */
 export async function findJob(
-  { open, store }: Pick<JobRouteDeps, 'open' | 'store'>,
+  { open, store, recorded }: Pick<JobRouteDeps, 'open' | 'store' | 'recorded'>,
   id: string,
   principal: Principal,
 ): Promise<JobView> {
   const live = open.find(knownId('job', id, 'job'));
-  const stored = live === undefined ? await store.findJob(id) : undefined;
+  let stored = live === undefined ? await store.findJob(id) : undefined;
+  if (live === undefined && stored === undefined) {
+    // It may have ended just now: nobody waits for the row of what did not succeed.
+    await recorded();
+    stored = await store.findJob(id);
+  }
   const job = live ?? (stored === undefined ? undefined : jobView(stored));
   if (job === undefined || (!principal.admin && job.key !== principal.key.id)) throw notFound('job', id);
   const state = job.attached ? undefined : await store.findDetached(id);

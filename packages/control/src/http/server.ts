@@ -83,6 +83,8 @@ export interface HttpDeps {
   stopping: () => boolean;
   /** Whether records of requests are being written. */
   recording: () => boolean;
+  /** Resolves when what has ended by now has its row. */
+  recorded: () => Promise<unknown>;
   bus: { readonly connected: boolean } | null;
   /** The port then speaks https and wss. */
   tls: TlsPair | undefined;
@@ -245,6 +247,7 @@ function handlers(deps: HttpDeps, refuse: ReturnType<typeof authentication>['ref
   const jobs = {
     open: deps.jobs,
     store: deps.store,
+    recorded: () => deps.recorded(),
     results: createResults({ ...deps, stall_ms: deps.config.client_stall_timeout_ms }),
     detached: deps.detached,
     places: deps.routes,

@@ -57,6 +57,23 @@ describe('the batcher', () => {
     expect(flights).toHaveLength(2);
   });
 
+  test('says when what was added so far is written, whatever became of it, and waits for nothing later', async () => {
+    const { batcher, last } = harness();
+    await batcher.written();
+    batcher.add(1, LATE).catch(() => undefined);
+    let written = false;
+    const wait = batcher.written().then(() => (written = true));
+    void batcher.add(2, LATE);
+    await settled();
+    expect(written).toBe(false);
+    last().fail(badRow());
+    await settled();
+    last().fail(badRow());
+    await wait;
+    expect(last().rows).toEqual([2]);
+    last().commit();
+  });
+
   test('a flush carries no more rows than it may', async () => {
     const { batcher, flights, last } = harness({ max_rows: 2 });
     const answers = [1, 2, 3, 4, 5].map((row) => batcher.add(row, LATE));

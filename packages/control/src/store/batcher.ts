@@ -55,6 +55,7 @@ export class Batcher<Row, Result> {
   #closed = false;
   #waiting = 0;
   #failures = 0;
+  #last: Promise<Result> = Promise.resolve(undefined as Result);
   #first_failure_ms: number | null = null;
   #flight_since_ms: number | null = null;
   #watchdog: { timer: Timer; at_ms: number } | undefined;
@@ -83,12 +84,18 @@ export class Batcher<Row, Result> {
     if (this.#waiting >= this.#max_waiting) {
       return Promise.reject(unavailable('Too many records wait for the store already.'));
     }
-    return new Promise((resolve, reject) => {
+    this.#last = new Promise((resolve, reject) => {
       this.#waiting += 1;
       this.#queue.push({ row, deadline_ms, settled: false, resolve, reject });
       this.#watch(deadline_ms);
       this.#running ??= this.#run();
     });
+    return this.#last;
+  }
+
+  /** Resolves when the rows that were added before this are committed, or refused: they are written in their order. */
+  written(): Promise<unknown> {
+    return this.#last.catch(() => undefined);
   }
 
   /**
