@@ -18,7 +18,7 @@ export interface JobRouteDeps {
   open: OpenJobs;
   store: Pick<Store, 'listJobs' | 'findJob' | 'findDetached' | 'deleteBodies'>;
   /** Resolves when what has ended by now has its row. */
-  recorded(): Promise<unknown>;
+  recorded: () => Promise<unknown>;
   results: Results;
   detached: Pick<Detached, 'cancel'>;
   places: Pick<Places, 'tiers'>;
