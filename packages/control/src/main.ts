@@ -1,52 +1,26 @@
-import {
-  type Bus,
-  type Clock,
-  type JobRecord,
-  type Log,
-  type ProviderRecord,
-  type Random,
-  type Settlement,
-  type Store,
-  periodStarts,
-  pseudonymOf,
-  servedElsewhereInOrder,
-  timings,
-} from '@flotilla/core';
+import { type Clock, type Log, type Random, type Store } from '@flotilla/core';
 import { makeId } from '@flotilla/protocol';
 import type { FastifyInstance } from 'fastify';
 import type { Server as TlsServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
-import { createKeys, ensureAdminKey, type Keys } from './accounts/keys.ts';
-import { createLimits } from './accounts/limits.ts';
+import { createKeys, ensureAdminKey } from './accounts/keys.ts';
 import { createSlowdown } from './accounts/slowdown.ts';
-import { startSnapshots } from './accounts/snapshots.ts';
+import { openNats } from './bus/nats.ts';
+import { type Shared, sharedOver } from './bus/shared.ts';
 import { backgroundClock, systemClock, systemRandom } from './clock.ts';
 import type { ControlConfig } from './config.ts';
-import { startDiscoveries } from './discovery/discoveries.ts';
-import { createBodyMemory } from './body-memory.ts';
-import { startDetached } from './detached/detached.ts';
-import { RESERVATIONS_MOST } from './detached/reservations.ts';
-import { createDispatcher, type Dispatcher } from './dispatch/dispatcher.ts';
-import { openJobs } from './dispatch/open-jobs.ts';
-import { createFleet } from './fleet/fleet.ts';
-import { createRoster, type Roster } from './fleet/roster.ts';
-import { createGateway } from './gateway/gateway.ts';
 import { createHttpServer } from './http/server.ts';
 import { keepTlsFresh, loadTls, TlsError, type TlsFiles, type TlsPair, warnOfExpiry } from './http/tls.ts';
-import { createHints, type Hints } from './bus/hints.ts';
-import { openNats } from './bus/nats.ts';
-import { startPeers } from './peers/peers.ts';
+import { openRecords } from './records.ts';
 import { joinReplicas, type Replica, type ReplicaDeps } from './replica.ts';
 import { startRetention } from './retention.ts';
-import { type Sealer, openSealer } from './secrets/sealer.ts';
-import { Batcher } from './store/batcher.ts';
+import { openSealer } from './secrets/sealer.ts';
+import { assembleServing } from './serving.ts';
 import { openStore } from './store/open.ts';
+import { openLog } from './telemetry/log.ts';
+import { createMetrics } from './telemetry/metrics.ts';
 import { type Otlp, startOtlp } from './telemetry/otlp.ts';
 import { NO_TRACES, type Traces } from './telemetry/traces.ts';
-import { openLog } from './telemetry/log.ts';
-import { createMetrics, type Metrics } from './telemetry/metrics.ts';
-import { createModelRoutes } from './upstreams/model-routes.ts';
-import { createProviders, type Providers } from './upstreams/providers.ts';
 
 /**
  * One control plane, put together and taken apart.
@@ -86,9 +60,6 @@ const BURIED =
 const LAST_ANSWERS_MS = 2000;
 /** A process that stops while its store is away does not stay for it: all that still waits for it has this long, together. */
 export const FLUSH_WITHIN_MS = 15_000;
-/** A row of a job under way is worth having, not worth waiting for. */
-const RECORD_OPEN_WITHIN_MS = 5000;
-
 /** @throws StartError when the port is taken; what the store says when it cannot be opened */
 export async function runControl(
   config: ControlConfig,
@@ -99,7 +70,8 @@ export async function runControl(
   const clock = systemClock;
   let flush_by_ms: number | null = null;
   const flushBy = () => (flush_by_ms ??= clock.now_ms() + FLUSH_WITHIN_MS);
-  const base: Base = { config, log, random: options.random ?? systemRandom, clock, flushBy };
+  const random = options.random ?? systemRandom;
+  const base: Base = { config, log, random, clock, background: backgroundClock, flushBy };
   const undo: Undo = [];
   try {
     return await start(base, undo);
@@ -114,6 +86,7 @@ interface Base {
   log: Log;
   random: Random;
   clock: Clock;
+  background: Clock;
   /** Until when a stop waits for the store, by the clock's `now_ms`; first asked where the first begins to wait. */
   flushBy(): number;
 }
@@ -156,7 +129,7 @@ async function start(base: Base, undo: Undo): Promise<RunningControl> {
   });
   const keys = createKeys({ store, clock: backgroundClock, log });
   undo.push(() => keys.close());
-  const records = openRecords(store, metrics, base);
+  const records = openRecords({ ...base, store, metrics });
   undo.push(() => records.close(base.flushBy()));
   storeFailed = () => records.settlements.suspect();
 
@@ -280,17 +253,9 @@ async function openOwnStore(
   return { store, membership };
 }
 
-/** What makes this replica one of several: the bus, what is told on it, and who else there is. */
-interface Shared {
-  bus: Bus;
-  hints: Hints;
-  lives(replica: string): Promise<boolean>;
-  bumpAge_ms(): number;
-}
-
 /** @returns null: one replica, without a bus */
 async function openShared(
-  { config, log }: Base,
+  { config, log, background }: Base,
   store: Store,
   replica: string,
   membership: Replica,
@@ -298,216 +263,9 @@ async function openShared(
 ): Promise<Shared | null> {
   if (config.nats_url === undefined) return null;
   const installation = await store.installation();
-  const bus = openNats({ url: config.nats_url, installation, replica, clock: backgroundClock, log });
+  const bus = openNats({ url: config.nats_url, installation, replica, clock: background, log });
   undo.push(() => bus.close());
-  return {
-    bus,
-    hints: createHints(bus, log),
-    lives: (other) => membership.lives(other),
-    bumpAge_ms: () => membership.bumpAge_ms(),
-  };
-}
-
-interface Records {
-  settlements: Batcher<Settlement, unknown>;
-  /** A request has been open for long enough to have a row. */
-  record: (job: JobRecord) => void;
-  waiting: () => number;
-  close(latest_ms: number): Promise<void>;
-}
-
-/** The batched writers of requests: their ends, and those that take long while they run. */
-function openRecords(store: Store, metrics: Metrics, { log, clock }: Base): Records {
-  const common = { ping: () => store.ping(), clock, flushed: metrics.storeFlushed };
-  const settlements = new Batcher<Settlement, unknown>({ ...common, flush: (rows) => store.settle(rows) });
-  const open = new Batcher<JobRecord, unknown>({ ...common, flush: (rows) => store.recordOpen(rows) });
-  return {
-    settlements,
-    record(job) {
-      open.add(job, clock.now_ms() + RECORD_OPEN_WITHIN_MS).catch((error: unknown) => {
-        log.debug({ error, job: job.id }, 'An open request has no row; its settlement will make it.');
-      });
-    },
-    waiting: () => settlements.waiting + open.waiting,
-    close: (latest_ms) =>
-      Promise.all([settlements.close(latest_ms), open.close(latest_ms)]).then(() => undefined),
-  };
-}
-
-interface ServingDeps extends Base {
-  store: Store;
-  replica: string;
-  shared: Shared | null;
-  metrics: Metrics;
-  traces: Traces;
-  keys: Keys;
-  records: Records;
-  sealer: Sealer | null;
-}
-
-/** Roster, scheduler, links and gateway, with the first snapshot of keys and nodes loaded. */
-async function assembleServing(deps: ServingDeps, undo: Undo) {
-  const { config, log, random, clock, store, replica, shared, metrics, traces, keys, records } = deps;
-  const hints = shared?.hints ?? null;
-  const timing = timings(config.heartbeat_ms);
-  const memory = createBodyMemory(config.body_memory_bytes);
-  const roster = createRoster(clock, timing);
-  const providers = createProviders({
-    clock,
-    background: backgroundClock,
-    log,
-    dispatcher: () => dispatcher,
-    connect_timeout_ms: config.connect_timeout_ms,
-    proxies: config,
-    user_agent: 'flotilla',
-    pseudonym: pseudonymOf(replica),
-    traced: config.trace_providers === 'on',
-    keyOf: (record) => keyOfProvider(deps.sealer, record),
-    elsewhere: ({ job, node }) =>
-      servedElsewhereInOrder(job.placement, routes.tiers(job.request.model), node.id),
-  });
-  undo.push(() => providers.close());
-  const routes = createModelRoutes(roster, providers);
-  const dispatcher: Dispatcher = createDispatcher({
-    clock,
-    random,
-    log,
-    replica,
-    places: routes,
-    settings: config,
-    metrics,
-    record: records.record,
-  });
-  const discoveries = await startDiscoveries({
-    clock: backgroundClock,
-    random,
-    log,
-    store,
-    roster,
-    timeout_ms: config.discovery_timeout_ms,
-    ...(hints !== null && { tell: (node: string) => hints.tell({ type: 'discovery', node }) }),
-  });
-  hints?.on('discovery', () => void discoveries.look());
-  undo.push(() => discoveries.close());
-  let changed = () => Promise.resolve();
-  const fleet = createFleet({
-    clock,
-    random,
-    log,
-    store,
-    replica,
-    shared,
-    timings: timing,
-    roster,
-    dispatcher,
-    discoveries,
-    changed: () => changed(),
-    beat: () => metrics.beatReceived(),
-    differed: () => metrics.countsDiffered(),
-  });
-  const snapshots = await startSnapshots({
-    store,
-    clock: backgroundClock,
-    log,
-    keys: (records) => keys.replace(records),
-    async nodes() {
-      await fleet.refresh();
-      const records = await store.loadRoutes();
-      const upstreams = await store.loadProviders();
-      // Routes first: providers that are new wake who waits for them.
-      routes.load(records);
-      providers.load(upstreams, records);
-    },
-  });
-  undo.push(() => snapshots.close());
-  hints?.on('config', () => void snapshots.changed());
-  hints?.onLost(() => void snapshots.changed());
-  /** A change made here is told to the others as well. */
-  const told = {
-    changed() {
-      hints?.tell({ type: 'config' });
-      return snapshots.changed();
-    },
-  };
-  changed = () => told.changed();
-  const mirror = await fleet.follow();
-  if (mirror !== null) undo.push(() => mirror.close());
-  hints?.on('nodes', () => void mirror?.look());
-  hints?.onLost(() => void mirror?.look());
-  const limits = createLimits(clock, await store.loadSpending(periodStarts(clock.wall_ms())));
-  const gateway = createGateway({
-    clock,
-    random,
-    log,
-    replica,
-    routes,
-    dispatcher,
-    metrics,
-    traces,
-    settlements: records.settlements,
-    admit: (key, size) => limits.admit(key, size),
-    stall_ms: config.client_stall_timeout_ms,
-  });
-  const detached = startDetached({
-    clock,
-    random,
-    log,
-    store,
-    shared,
-    mirror,
-    replica,
-    roster,
-    dispatcher,
-    lease_ttl_ms: timing.lease_ttl_ms,
-    memory,
-    settings: config,
-    metrics,
-    limits,
-    keys,
-    reservations: await store.loadReservations(RESERVATIONS_MOST),
-    traces,
-  });
-  undo.push(() => detached.close(deps.flushBy()));
-  const peers =
-    shared === null
-      ? null
-      : startPeers({
-          ...shared,
-          clock: backgroundClock,
-          random,
-          log,
-          replica,
-          roster,
-          dispatcher,
-          queue_bound: config.queue_bound,
-        });
-  undo.push(() => Promise.resolve(peers?.close()));
-  watchGauges(metrics, roster, providers, dispatcher, () => records.waiting() + detached.waiting());
-  hints?.on('cancel', ({ job, message }) => {
-    const own = dispatcher.jobs.get(job);
-    if (own !== undefined) dispatcher.cancel(own, message);
-  });
-  const everywhere = () => [...roster.all(), ...[...providers.all()].map(({ node }) => node)];
-  return {
-    fleet,
-    roster,
-    discoveries,
-    gateway,
-    limits,
-    snapshots: told,
-    died(other: string) {
-      fleet.died(other);
-      peers?.died(other);
-    },
-    detached,
-    memory,
-    providers,
-    routes,
-    jobs: openJobs(dispatcher, everywhere, (job, message) => {
-      hints?.tell({ type: 'cancel', job, message });
-      return shared?.bus.connected ?? false;
-    }),
-  };
+  return sharedOver(bus, membership, log);
 }
 
 async function listen(app: FastifyInstance, { host, port }: ControlConfig): Promise<void> {
@@ -551,36 +309,6 @@ async function closeServer(app: FastifyInstance): Promise<void> {
   } finally {
     cut.cancel();
   }
-}
-
-/** Bound to the row it lies in. */
-function keyOfProvider(sealer: Sealer | null, { id, key_sealed }: ProviderRecord): string | null {
-  if (key_sealed === null) return null;
-  if (sealer === null) throw new Error('FLOTILLA_SECRET_KEY is not set.');
-  return sealer.open(key_sealed, id);
-}
-
-function watchGauges(
-  metrics: Metrics,
-  roster: Roster,
-  providers: Providers,
-  dispatcher: Dispatcher,
-  waiting: () => number,
-): void {
-  metrics.watch({
-    storeWaiting: waiting,
-    offersModel: (model) => dispatcher.deps.places.known(model),
-    queueDepths: () => [...dispatcher.lanes.byCapability].map(([model, { count }]) => [model, count]),
-    leases: () =>
-      [...roster.all(), ...[...providers.all()].map(({ node }) => node)].reduce(
-        (sum, node) => sum + node.ledger.holders.size,
-        0,
-      ),
-    links: () => [...roster.all()].filter((node) => node.link?.open === true).length,
-    *nodeStates() {
-      for (const node of roster.all()) yield [node.state, 1];
-    },
-  });
 }
 
 /** Of an address that stands for all of them, the loopback one. */

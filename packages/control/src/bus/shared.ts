@@ -1,0 +1,20 @@
+import type { Bus, Log } from '@flotilla/core';
+import type { Replica } from '../replica.ts';
+import { createHints, type Hints } from './hints.ts';
+
+/** What makes a replica one of several: the bus, what is told on it, and who else there is. */
+export interface Shared {
+  bus: Bus;
+  hints: Hints;
+  lives(replica: string): Promise<boolean>;
+  bumpAge_ms(): number;
+}
+
+export function sharedOver(bus: Bus, membership: Replica, log: Log): Shared {
+  return {
+    bus,
+    hints: createHints(bus, log),
+    lives: (other) => membership.lives(other),
+    bumpAge_ms: () => membership.bumpAge_ms(),
+  };
+}
