@@ -40,7 +40,7 @@ export function startPeers(deps: PeersDeps): Peers {
   const { bus, clock, dispatcher, roster, replica } = deps;
   const channels = new Map<string, Channel>();
   const owned = createOwned({ clock, dispatcher, roster });
-  const holding = createHolding({ clock, dispatcher, freed: (node) => dispatcher.pump(node) });
+  const holding = createHolding({ clock, dispatcher, channelOf: (owner) => channels.get(owner) });
   const { places } = dispatcher.deps;
   let waking = false;
   let closed = false;
@@ -51,7 +51,7 @@ export function startPeers(deps: PeersDeps): Peers {
     deps.random,
     deps.queue_bound,
     dispatcher.share,
-    (job) => holding.claims(job),
+    (job) => holding.claims.has(job),
     wake,
   );
 
@@ -86,11 +86,11 @@ export function startPeers(deps: PeersDeps): Peers {
     wake,
     waits: (job) => work.waits(job),
     left: (job) => work.left(job),
-    letGo: (node) => holding.letGo(node, channelTo),
+    letGo: (node) => holding.held.letGo(node, channelTo),
     ask(node, link, items) {
       for (const [owner, own] of byOwner(items)) {
-        const ask = () => holding.ask(owner, channelTo(owner), node, link, own);
-        whereAlive(owner, ask, () => holding.abandon(node, link, own));
+        const ask = () => holding.adoptions.ask(owner, channelTo(owner), node, link, own);
+        whereAlive(owner, ask, () => holding.adoptions.abandon(node, link, own));
       }
     },
   };
@@ -124,7 +124,7 @@ export function startPeers(deps: PeersDeps): Peers {
     const first = work.room.firstFor(node);
     if (first === null) return;
     work.forget(first.job);
-    holding.claim(first.job.owner, channelTo(first.job.owner), first.job.id, first.spot);
+    holding.claims.claim(first.job.owner, channelTo(first.job.owner), first.job.id, first.spot);
   }
 
   /** Work came, or nodes: once for all that changed in one turn. */
@@ -135,7 +135,7 @@ export function startPeers(deps: PeersDeps): Peers {
       waking = false;
       for (let next = work.room.takeAny(); next !== null; next = work.room.takeAny()) {
         work.forget(next.job);
-        holding.claim(next.job.owner, channelTo(next.job.owner), next.job.id, next.spot);
+        holding.claims.claim(next.job.owner, channelTo(next.job.owner), next.job.id, next.spot);
       }
     });
   }
@@ -153,7 +153,7 @@ export function startPeers(deps: PeersDeps): Peers {
         owned.frame(other, frame);
         holding.frame(other, frame);
       },
-      holds: () => holding.holds(other),
+      holds: () => holding.held.holds(other),
       synced(theirs) {
         owned.synced(other, channel, theirs);
         holding.synced(other, channel);
