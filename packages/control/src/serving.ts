@@ -57,6 +57,8 @@ export async function assembleServing(deps: ServingDeps, undo: (() => Promise<un
   const { config, log, random, clock, background, store, replica, shared, metrics, traces, keys, records } =
     deps;
   const hints = shared?.hints ?? null;
+  // Of several replicas the same, for a loop may lead back through another one.
+  const pseudonym = pseudonymOf(shared === null ? replica : await store.installation());
   const timing = timings(config.heartbeat_ms);
   const memory = createBodyMemory(config.body_memory_bytes);
   const roster = createRoster(clock, timing);
@@ -68,7 +70,7 @@ export async function assembleServing(deps: ServingDeps, undo: (() => Promise<un
     connect_timeout_ms: config.connect_timeout_ms,
     proxies: config,
     user_agent: 'flotilla',
-    pseudonym: pseudonymOf(await store.installation()),
+    pseudonym,
     traced: config.trace_providers === 'on',
     keyOf: (record) => keyOfProvider(deps.sealer, record),
     elsewhere: ({ job, node }) =>
@@ -148,6 +150,7 @@ export async function assembleServing(deps: ServingDeps, undo: (() => Promise<un
     random,
     log,
     replica,
+    pseudonym,
     routes,
     dispatcher,
     metrics,

@@ -6,8 +6,8 @@
 const OURS = /^1\.1 (flotilla-[\w-]{1,64})$/;
 
 /** A control plane's name there: it says of no machine where it is. */
-export function pseudonymOf(replica: string): string {
-  return `flotilla-${replica}`;
+export function pseudonymOf(id: string): string {
+  return `flotilla-${id}`;
 }
 
 /** @returns pseudonyms of control planes, the first that had the request first */

@@ -7,7 +7,6 @@ import {
   type Settlement,
   cameThrough,
   matchesModel,
-  pseudonymOf,
 } from '@flotilla/core';
 import { FlotillaError, type Operation, makeId } from '@flotilla/protocol';
 import type { FastifyReply, FastifyRequest } from 'fastify';
@@ -57,6 +56,8 @@ export interface GatewayDeps {
   random: Random;
   log: Log;
   replica: string;
+  /** Its name in `Via`, the same on each of several replicas. */
+  pseudonym: string;
   routes: ModelRoutes;
   dispatcher: Dispatcher;
   metrics: Metrics;
@@ -87,7 +88,6 @@ export function createGateway(deps: GatewayDeps): Gateway {
   let idle: (() => void) | null = null;
   let open = 0;
 
-  const pseudonym = pseudonymOf(deps.replica);
   return { serve, models, hops, permittedModel, drain };
 
   async function serve(
@@ -312,7 +312,7 @@ export function createGateway(deps: GatewayDeps): Gateway {
 
   function hops({ via }: IncomingHttpHeaders): string[] {
     const before = cameThrough(via);
-    if (!before.includes(pseudonym)) return before;
+    if (!before.includes(deps.pseudonym)) return before;
     throw new FlotillaError(
       'loop_detected',
       'This request has come through this control plane already: a provider that it asked leads back here.',
