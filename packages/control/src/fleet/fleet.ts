@@ -18,7 +18,7 @@ import {
 import { type Descriptor, FlotillaError, MESSAGE_MAX_BYTES, type NodeView, makeId } from '@flotilla/protocol';
 import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
-import { type WebSocket, WebSocketServer } from 'ws';
+import { WebSocketServer } from 'ws';
 import { hashCredential, makeCredential } from '../accounts/credential.ts';
 import type { Hints } from '../bus/hints.ts';
 import type { Dispatcher } from '../dispatch/dispatcher.ts';
@@ -27,7 +27,7 @@ import { createConnections } from './connection.ts';
 import { createEpochs } from './epochs.ts';
 import { type HttpNodes, type NodePeer, createHttpNodes } from './http-nodes.ts';
 import { latestWriter } from './latest-writer.ts';
-import { CLOSE } from './link.ts';
+import { CLOSE, type Corkable, type LinkSocket } from './link.ts';
 import { type Mirror, startMirror } from './mirror.ts';
 import type { FleetNode } from './node.ts';
 import { type Registration, takeRegistration } from './registration.ts';
@@ -61,6 +61,8 @@ export interface Fleet {
   ): void;
   /** Whose credential this is. @throws FlotillaError `unauthorized`, `revoked`, `unavailable` */
   peer(credential: string): NodePeer;
+  /** That node has opened a socket; it is refused there, or becomes a link. */
+  join(peer: NodePeer, ws: LinkSocket, socket: Corkable): Promise<void>;
   /** Another replica is no more. */
   died(replica: string): void;
   /** What other replicas write of their nodes, from here on. */
@@ -205,6 +207,7 @@ export function createFleet(deps: FleetDeps): Fleet {
     follow,
     upgrade,
     peer,
+    join,
     http: createHttpNodes({
       clock,
       log,
@@ -390,7 +393,7 @@ export function createFleet(deps: FleetDeps): Fleet {
       ws.on('error', (error) =>
         log.warn({ node: found.node.id, reason: error.message }, 'A node link sent what cannot be read.'),
       );
-      void register(found, ws, socket);
+      void join(found, ws, socket);
     });
     server.off('wsClientError', misshaped);
   }
@@ -415,7 +418,7 @@ export function createFleet(deps: FleetDeps): Fleet {
     return { node: found.node, credential: hash };
   }
 
-  async function register(found: NodePeer, ws: WebSocket, socket: Duplex): Promise<void> {
+  async function join(found: NodePeer, ws: LinkSocket, socket: Corkable): Promise<void> {
     const { heartbeat_ms } = timings;
     const registration = await takeRegistration(
       { clock, log, epochs, replica, heartbeat_ms },

@@ -73,9 +73,17 @@ const UNREAD_MOST_BYTES = 32 * 1024 * 1024;
 /** How long a refused peer has to take the closing handshake. */
 const CLOSE_WAIT_MS = 1000;
 
+/** What a link needs of its WebSocket. */
+export type LinkSocket = Pick<
+  WebSocket,
+  'on' | 'once' | 'off' | 'send' | 'ping' | 'close' | 'terminate' | 'readyState' | 'OPEN' | 'bufferedAmount'
+>;
+/** And of the socket below it. */
+export type Corkable = Pick<Duplex, 'cork' | 'uncork'>;
+
 export interface LinkOptions {
-  ws: WebSocket;
-  socket: Duplex;
+  ws: LinkSocket;
+  socket: Corkable;
   epoch: number;
   replica: string;
   heartbeat_ms: number;
@@ -259,7 +267,7 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
 
 /** Sends an error a refused peer can read, then closes for good. */
 export function refuseLink(
-  ws: WebSocket,
+  ws: LinkSocket,
   clock: Clock,
   code: number,
   error: { code: ErrorCode; message: string },
@@ -268,13 +276,13 @@ export function refuseLink(
   closeSocket(ws, clock, code, error.message);
 }
 
-function closeSocket(ws: WebSocket, clock: Clock, code: number, reason: string): void {
+function closeSocket(ws: LinkSocket, clock: Clock, code: number, reason: string): void {
   ws.close(code, Buffer.from(reason).subarray(0, 120).toString());
   const timer = clock.after(CLOSE_WAIT_MS, () => ws.terminate());
   ws.once('close', () => timer.cancel());
 }
 
-function answersPing(ws: WebSocket, clock: Clock, within_ms: number): Promise<boolean> {
+function answersPing(ws: LinkSocket, clock: Clock, within_ms: number): Promise<boolean> {
   return new Promise((resolve) => {
     const finish = (alive: boolean) => {
       timer.cancel();
@@ -289,7 +297,7 @@ function answersPing(ws: WebSocket, clock: Clock, within_ms: number): Promise<bo
 }
 
 /** Corks the socket from the first send of a turn to the end of the turn: many small frames, one write. */
-function corked(ws: WebSocket, socket: Duplex): ConstructorParameters<typeof Outbox>[0] {
+function corked(ws: LinkSocket, socket: Corkable): ConstructorParameters<typeof Outbox>[0] {
   let is_corked = false;
   const cork = () => {
     if (is_corked) return;

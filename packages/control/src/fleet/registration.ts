@@ -7,10 +7,16 @@ import {
   readDescriptor,
   readNodeMessage,
 } from '@flotilla/protocol';
-import type { Duplex } from 'node:stream';
-import type { WebSocket } from 'ws';
 import type { Epochs } from './epochs.ts';
-import { CLOSE, type Link, type LinkEvents, openLink, refuseLink } from './link.ts';
+import {
+  CLOSE,
+  type Corkable,
+  type Link,
+  type LinkEvents,
+  type LinkSocket,
+  openLink,
+  refuseLink,
+} from './link.ts';
 import type { FleetNode } from './node.ts';
 
 /**
@@ -54,8 +60,8 @@ const latest = new WeakMap<FleetNode, object>();
 export async function takeRegistration(
   deps: RegistrationDeps,
   node: FleetNode,
-  ws: WebSocket,
-  socket: Duplex,
+  ws: LinkSocket,
+  socket: Corkable,
 ): Promise<Registration | undefined> {
   const { clock, log, replica, heartbeat_ms } = deps;
   const refuse = ({ close, code, message, cause }: Refused): undefined => {
@@ -142,7 +148,7 @@ async function incumbentAnswers(node: FleetNode, boot_id: string): Promise<boole
  * @param more called when another message comes behind the registration; left for the caller to take off
  */
 function firstMessage(
-  ws: WebSocket,
+  ws: LinkSocket,
   clock: Clock,
   more: () => void,
 ): Promise<NodeMessageOf<'node.register'> | string | undefined> {

@@ -37,7 +37,21 @@ const PATIENCE_MS = 5;
 /** How long a closing handshake may take before the socket is simply dropped. */
 const CLOSE_TIMEOUT_MS = 1000;
 
-export class Connection implements LinkPort {
+/** What a session needs of it. */
+export interface LinkConnection extends LinkPort {
+  readonly open: boolean;
+  /** The control plane said `error`: it explains the close that follows. */
+  noteError(code: string, message: string): void;
+  /** An orderly close. */
+  close(code: number, reason: string): void;
+  /** Drops the socket at once; whoever is at the other end may be gone. */
+  drop(reason: string): void;
+}
+
+/** Tells nothing before it has returned. */
+export type Dial = (options: ConnectionOptions, events: ConnectionEvents) => LinkConnection;
+
+export class Connection implements LinkConnection {
   readonly #ws: WebSocket;
   readonly #events: ConnectionEvents;
   #socket: Socket | null = null;
@@ -137,19 +151,16 @@ export class Connection implements LinkPort {
     this.#ws.send(frame);
   }
 
-  /** The control plane said `error`: it explains the close that follows. */
   noteError(code: string, message: string): void {
     this.#ending.said = { code, message };
   }
 
-  /** An orderly close. */
   close(code: number, reason: string): void {
     this.#flushPatient();
     this.#ws.close(code, reason);
     setTimeout(() => this.#ws.terminate(), CLOSE_TIMEOUT_MS).unref();
   }
 
-  /** Drops the socket at once; whoever is at the other end may be gone. */
   drop(reason: string): void {
     this.#ending.error = reason;
     this.#ws.terminate();

@@ -10,11 +10,12 @@ import {
   type Timings,
   timings,
 } from '@flotilla/core';
-import { Agent } from 'undici';
 import type { FinalRefusal, FromLink, LinkThreadData, ToLink } from '../threads.ts';
 import { Attempts } from './attempts.ts';
 import { Backends } from './backends.ts';
+import type { Dial } from './connection.ts';
 import { Guard } from './guard.ts';
+import type { Machine } from './machine.ts';
 import { type Ending, judgeEnding } from './refusal.ts';
 import { Reports } from './reports.ts';
 import { Session, type SessionHost } from './session.ts';
@@ -35,9 +36,7 @@ import { Slots } from './slots.ts';
  */
 export interface LinkOptions {
   data: LinkThreadData;
-  clock: Clock;
-  random: Random;
-  lease_clock: () => number;
+  machine: Machine;
   post: (message: FromLink) => void;
 }
 
@@ -51,13 +50,15 @@ export class Link implements SessionHost {
   readonly clock: Clock;
   readonly random: Random;
   readonly lease_clock: () => number;
+  readonly dial: Dial;
+  readonly host_facts: Machine['host_facts'];
   readonly slots: Slots;
   readonly attempts: Attempts;
   readonly guard: Guard;
   dials = 0;
   timings: Timings = timings(FIRST_HEARTBEAT_MS);
   readonly #post: (message: FromLink) => void;
-  readonly #agent: Agent;
+  readonly #agent: Machine['agent'];
   readonly #deadlines: Deadlines;
   readonly #backends: Backends;
   readonly #reports: Reports;
@@ -74,20 +75,17 @@ export class Link implements SessionHost {
   #cut = 0;
 
   constructor(options: LinkOptions) {
-    const { data, clock, random, lease_clock, post } = options;
+    const { data, machine, post } = options;
+    const { clock, random, lease_clock, agent } = machine;
     // The journal's answers are the attempts' from here on, which let go of them one by one.
     this.data = { ...data, journal: [] };
     this.clock = clock;
     this.random = random;
     this.lease_clock = lease_clock;
+    this.dial = machine.dial;
+    this.host_facts = machine.host_facts;
     this.#post = post;
-    this.#agent = new Agent({
-      connect: { timeout: data.connect_timeout_ms },
-      // Deadlines are the relay's own: exact, and one timer for all requests.
-      headersTimeout: 0,
-      bodyTimeout: 0,
-      allowH2: false,
-    });
+    this.#agent = agent;
     this.#deadlines = new Deadlines(clock);
     this.slots = new Slots(data.descriptor.pools);
     this.#backends = new Backends(data.backends, this.user_agent);
@@ -98,7 +96,7 @@ export class Link implements SessionHost {
       attempts: () => this.attempts.load(),
     });
     this.attempts = new Attempts({
-      agent: this.#agent,
+      agent,
       clock,
       deadlines: this.#deadlines,
       backends: this.#backends,
@@ -220,7 +218,7 @@ export class Link implements SessionHost {
   #workChanged(): void {
     this.#reports.loadChanged();
     // Not at once: whoever reports the change has still to say its own last word on the link.
-    if (this.draining) setImmediate(() => this.#stopIfDrained());
+    if (this.draining) this.clock.after(0, () => this.#stopIfDrained());
   }
 
   #releaseAll(): void {

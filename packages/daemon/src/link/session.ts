@@ -26,9 +26,8 @@ import type { FromLink, LinkThreadData } from '../threads.ts';
 import type { Attempts } from './attempts.ts';
 import { Beats } from './beats.ts';
 import { BodyCredit } from './body-credit.ts';
-import { Connection } from './connection.ts';
+import type { Dial, LinkConnection } from './connection.ts';
 import type { Guard } from './guard.ts';
-import { hostFacts } from './host-facts.ts';
 import type { Ending } from './refusal.ts';
 import type { Slots } from './slots.ts';
 
@@ -46,6 +45,8 @@ export interface SessionHost {
   readonly clock: Clock;
   readonly random: Random;
   readonly lease_clock: () => number;
+  readonly dial: Dial;
+  readonly host_facts: () => Record<string, number>;
   readonly attempts: Attempts;
   readonly slots: Slots;
   readonly guard: Guard;
@@ -62,7 +63,7 @@ export interface SessionHost {
 
 export class Session {
   readonly #host: SessionHost;
-  readonly #connection: Connection;
+  readonly #connection: LinkConnection;
   readonly #outbox: Outbox;
   readonly #beats: Beats;
   readonly #progress: Int32Array;
@@ -79,7 +80,7 @@ export class Session {
     const { control_url, credential, connect_timeout_ms, progress } = host.data;
     this.#progress = new Int32Array(progress);
     const addresses = control_url.split(',');
-    this.#connection = new Connection(
+    this.#connection = host.dial(
       {
         control_url: addresses[host.dials++ % addresses.length]!,
         credential,
@@ -296,7 +297,7 @@ export class Session {
   }
 
   #sendBeat(seq: number): void {
-    const { data, slots, attempts, guard, draining } = this.#host;
+    const { data, slots, attempts, guard, draining, host_facts } = this.#host;
     guard.check();
     this.#say({
       type: 'node.heartbeat',
@@ -306,7 +307,7 @@ export class Session {
       leases_digest: attempts.digest,
       backends: data.health,
       journal: attempts.journal_health,
-      host: hostFacts(),
+      host: host_facts(),
       progress_seq: Atomics.load(this.#progress, 0) >>> 0,
       draining,
       ...(this.#rtt_ms === null ? {} : { rtt_ms: this.#rtt_ms }),

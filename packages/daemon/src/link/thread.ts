@@ -1,18 +1,16 @@
 import { parentPort, workerData } from 'node:worker_threads';
-import { systemClock, systemRandom } from '../clock.ts';
 import type { FromLink, LinkThreadData, ToLink } from '../threads.ts';
-import { openLeaseClock } from './lease-clock.ts';
 import { Link } from './link.ts';
+import { thisMachine } from './machine.ts';
 
 /** The link thread: everything it needs comes in `workerData`; it ends by itself once it has said `stopped`. */
 const port = parentPort;
 if (port === null) throw new Error('The link thread is started by the daemon, not by itself.');
 
+const data = workerData as LinkThreadData;
 const link = new Link({
-  data: workerData as LinkThreadData,
-  clock: systemClock,
-  random: systemRandom,
-  lease_clock: openLeaseClock(),
+  data,
+  machine: thisMachine(data.connect_timeout_ms),
   post(message: FromLink) {
     port.postMessage(message);
     if (message.type === 'stopped') port.close();

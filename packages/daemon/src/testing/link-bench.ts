@@ -1,7 +1,7 @@
 import type { FromLink, LinkThreadData } from '../threads.ts';
-import { systemClock, systemRandom } from '../clock.ts';
+import { systemRandom } from '../clock.ts';
 import { Link } from '../link/link.ts';
-import { openLeaseClock } from '../link/lease-clock.ts';
+import { thisMachine } from '../link/machine.ts';
 import { ScriptedBackend } from './scripted-backend.ts';
 import { ScriptedControl } from './scripted-control.ts';
 
@@ -47,11 +47,13 @@ export class LinkBench {
   async start(chance = 0, data: (data: LinkThreadData) => LinkThreadData = (same) => same): Promise<void> {
     this.backend.changed = () => this.control.nudge();
     await Promise.all([this.control.listen(), this.backend.listen()]);
+    const changed = data(this.data());
     this.#link = new Link({
-      data: data(this.data()),
-      clock: systemClock,
-      random: { ...systemRandom, next: () => chance },
-      lease_clock: openLeaseClock(),
+      data: changed,
+      machine: {
+        ...thisMachine(changed.connect_timeout_ms),
+        random: { ...systemRandom, next: () => chance },
+      },
       post: (message) => {
         this.posted.push(message);
         this.control.nudge();
