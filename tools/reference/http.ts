@@ -33,7 +33,7 @@ export function httpPage(): string {
   );
   return page(
     'HTTP API',
-    '`packages/protocol/src/routes.ts` and `resources.ts`',
+    '`packages/protocol/src/routes.ts` and `resources/`',
     INTRODUCTION,
     ...sections,
     ['## Objects', ...objects].join('\n\n'),

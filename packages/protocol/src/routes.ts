@@ -1,43 +1,46 @@
 import { z } from 'zod';
-import { inferenceBody, modelList, modelView } from './openai-resources.ts';
+import { inferenceBody, modelList, modelView } from './resources/openai.ts';
+import { auditQuery, auditView } from './resources/audit.ts';
 import {
-  auditQuery,
-  auditView,
-  discoverBody,
-  discoveryQuery,
-  discoveryView,
-  drainBody,
-  enrolBody,
-  enrolled,
   explainView,
-  idParams,
   jobAccepted,
   jobBatch,
   jobBatchVerdicts,
   jobCreate,
   jobView,
   jobsQuery,
+} from './resources/jobs.ts';
+import {
   keyCreate,
   keyCreated,
   keyUpdate,
   keyView,
-  limitsQuery,
-  limitsView,
-  nodeModelsView,
-  nodeUpdate,
-  nodeView,
-  page,
-  pageQuery,
-  rotateBody,
-  rotated,
   tokenCreate,
   tokenCreated,
   tokenView,
+} from './resources/keys.ts';
+import {
+  discoverBody,
+  discoveryQuery,
+  discoveryView,
+  drainBody,
+  enrolBody,
+  enrolled,
+  nodeModelsView,
+  nodeUpdate,
+  nodeView,
+  rotateBody,
+  rotated,
+} from './resources/nodes.ts';
+import { idParams, page, pageQuery } from './resources/paging.ts';
+import {
+  limitsQuery,
+  limitsView,
   usageQuery,
   usageRow,
   usageSummary,
   usageSummaryQuery,
-} from './resources.ts';
+} from './resources/usage.ts';
 import {
   nodeAttemptParams,
   nodeBeatAnswer,

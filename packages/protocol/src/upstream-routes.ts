@@ -1,4 +1,4 @@
-import { idParams, page, pageQuery } from './resources.ts';
+import { idParams, page, pageQuery } from './resources/paging.ts';
 import { route } from './route.ts';
 import {
   providerCreate,
@@ -9,7 +9,7 @@ import {
   routeExplanation,
   routeUpdate,
   routeView,
-} from './upstream-resources.ts';
+} from './resources/upstreams.ts';
 
 /** The part of the table of routes (`routes.ts`) that is about providers and routes of models. */
 export const UPSTREAM_ROUTES = {

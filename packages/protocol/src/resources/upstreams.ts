@@ -1,10 +1,8 @@
 import { z } from 'zod';
-import { HEALTH, labelsSchema, modelIdSchema, nodeNameSchema, OPERATIONS } from './descriptor.ts';
+import { HEALTH, labelsSchema, modelIdSchema, nodeNameSchema, OPERATIONS } from '../descriptor.ts';
+import { time, count, ms } from './fields.ts';
 
-/** What the HTTP API takes and gives of providers and routes; the rest is in `resources.ts`. */
-const time = z.iso.datetime();
-const count = z.number().int().nonnegative();
-const ms = z.number().int().positive();
+/** What the HTTP API takes and gives of providers and routes. */
 
 const providerFields = {
   name: nodeNameSchema.describe('What it is called, unique among providers.'),

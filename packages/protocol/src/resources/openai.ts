@@ -1,8 +1,8 @@
 import { z } from 'zod';
-import { modelIdSchema } from './descriptor.ts';
+import { modelIdSchema } from '../descriptor.ts';
+import { count } from './fields.ts';
 
 /** What Flotilla itself reads and makes of the OpenAI surface. */
-const count = z.number().int().nonnegative();
 
 export const modelView = z
   .object({ id: z.string(), object: z.literal('model'), created: count, owned_by: z.string() })
