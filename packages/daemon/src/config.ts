@@ -82,7 +82,7 @@ export const configSchema = z.strictObject({
     .optional()
     .describe(
       "The control plane's address, when it has moved since this node enrolled; otherwise the enrolled one. " +
-        'Of several replicas all addresses may be given, with commas: each dial goes to the next.',
+        'Of several replicas all addresses may be given, with commas: where one lets nobody in, the next is dialled at once.',
     ),
   labels: labelsSchema
     .default({})

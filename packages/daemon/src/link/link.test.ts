@@ -1,6 +1,8 @@
+import { once } from 'node:events';
 import type { ServerResponse } from 'node:http';
+import { type AddressInfo, type Server, createServer } from 'node:net';
 import { MESSAGE_MAX_BYTES, encodeFrame } from '@flotilla/protocol';
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { LinkBench } from '../testing/link-bench.ts';
 import { delta, sse } from '../testing/scripted-backend.ts';
 
@@ -240,6 +242,44 @@ describe('refusals', () => {
     const { reason, retry_in_ms } = bench.posts('disconnected')[0]!;
     expect(reason).toContain('larger than the control plane takes');
     expect(retry_in_ms).toBe(2500);
+  });
+});
+
+describe('several addresses', () => {
+  /** It takes connections, and says nothing on them. */
+  const silent = createServer(() => undefined);
+  /** Nobody listens there. */
+  let dead: string;
+  beforeAll(async () => {
+    const gone = createServer();
+    for (const server of [silent, gone]) await once(server.listen(0, '127.0.0.1'), 'listening');
+    dead = urlOf(gone);
+    await once(gone.close(), 'close');
+  });
+  afterAll(() => silent.close());
+  const urlOf = (server: Server) => `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  const waits = () => bench.posts('disconnected').map(({ retry_in_ms }) => retry_in_ms);
+
+  test('where one refuses, the next is dialled at once', async () => {
+    await bench.start(0.3, (data) => ({ ...data, control_url: `${dead},${data.control_url}` }));
+    await bench.up();
+    bench.control.socket?.terminate();
+    await bench.up(2);
+    expect(waits()).toEqual([0, 300, 0]);
+  });
+
+  test('where all refuse, the pace slows down once a round', async () => {
+    await bench.start(0.01, (data) => ({ ...data, control_url: [dead, dead, dead].join(',') }));
+    await bench.control.until(() => waits().length === 12);
+    expect(waits().slice(0, 12)).toEqual([0, 0, 10, 0, 0, 10, 0, 0, 20, 0, 0, 40]);
+  });
+
+  test('one that says nothing holds the others up for a second', async () => {
+    const begun = performance.now();
+    await bench.start(0, (data) => ({ ...data, control_url: `${urlOf(silent)},${data.control_url}` }));
+    await bench.up();
+    expect(performance.now() - begun).toBeGreaterThan(950);
+    expect(performance.now() - begun).toBeLessThan(1800);
   });
 });
 

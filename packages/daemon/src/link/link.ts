@@ -1,8 +1,10 @@
 import {
   type Clock,
   Deadlines,
+  dialPatience,
   linkStood,
   nextReconnect,
+  passAddress,
   type Random,
   type Reconnect,
   RECONNECT_START,
@@ -24,7 +26,7 @@ import { Slots } from './slots.ts';
 /**
  * The node's side of the link: one session after another, and what must outlive them.
  *
- *     waiting ──delay──▶ in a session ──ended──▶ waiting
+ *     waiting ──delay──▶ in a session ──ended──▶ waiting (not at all, while a round has addresses left)
  *        │                     ├─ closed for a new credential ─▶ in a session, at once
  *        │                     └─ revoked, superseded, no protocol in common ──▶ stopping ──`drain`, or 1 s──▶ stopped
  *        └── drained ──────────┴──────────────────────────────────────────────────────────────────────────────▲
@@ -55,13 +57,15 @@ export class Link implements SessionHost {
   readonly slots: Slots;
   readonly attempts: Attempts;
   readonly guard: Guard;
-  dials = 0;
   timings: Timings = timings(FIRST_HEARTBEAT_MS);
   readonly #post: (message: FromLink) => void;
   readonly #agent: Machine['agent'];
   readonly #deadlines: Deadlines;
   readonly #backends: Backends;
   readonly #reports: Reports;
+  readonly #addresses: string[];
+  /** Of several addresses the next is next. */
+  #dials = 0;
   #reconnect: Reconnect = RECONNECT_START;
   #session: Session | null = null;
   #redial: Timer | null = null;
@@ -85,6 +89,7 @@ export class Link implements SessionHost {
     this.dial = machine.dial;
     this.host_facts = machine.host_facts;
     this.#post = post;
+    this.#addresses = data.control_url.split(',');
     this.#agent = agent;
     this.#deadlines = new Deadlines(clock);
     this.slots = new Slots(data.descriptor.pools);
@@ -125,7 +130,10 @@ export class Link implements SessionHost {
   }
 
   start(): void {
-    this.#session = new Session(this);
+    const { length } = this.#addresses;
+    const control_url = this.#addresses[this.#dials++ % length]!;
+    const within_ms = dialPatience(this.#reconnect, length, this.data.connect_timeout_ms);
+    this.#session = new Session(this, control_url, within_ms);
   }
 
   /** A message of the main thread. */
@@ -203,14 +211,24 @@ export class Link implements SessionHost {
       return;
     }
     if (up_ms !== null) this.guard.linkDown();
-    const fresh = refusal.next === 'afresh';
-    const lost = up_ms === null ? this.#reconnect : linkStood(this.#reconnect, up_ms);
-    const from = fresh ? RECONNECT_START : lost;
-    const next = nextReconnect(from, this.random.next(), refusal.next === 'slow' ? 'slow' : 'normal');
-    this.#reconnect = next.state;
-    this.#redial = this.clock.after(next.delay_ms, () => this.start());
-    this.#post({ type: 'disconnected', reason: refusal.message, retry_in_ms: Math.round(next.delay_ms) });
+    const delay_ms = this.#nextDial(refusal.next, up_ms);
+    this.#redial = this.clock.after(delay_ms, () => this.start());
+    this.#post({ type: 'disconnected', reason: refusal.message, retry_in_ms: Math.round(delay_ms) });
     this.#stopIfDrained();
+  }
+
+  #nextDial(next: 'again' | 'afresh' | 'slow', up_ms: number | null): number {
+    const passed =
+      up_ms === null && next !== 'slow' ? passAddress(this.#reconnect, this.#addresses.length) : undefined;
+    if (passed !== undefined) {
+      this.#reconnect = passed;
+      return 0;
+    }
+    const lost = up_ms === null ? this.#reconnect : linkStood(this.#reconnect, up_ms);
+    const from = next === 'afresh' ? RECONNECT_START : lost;
+    const { state, delay_ms } = nextReconnect(from, this.random.next(), next === 'slow' ? 'slow' : 'normal');
+    this.#reconnect = state;
+    return delay_ms;
   }
 
   // ── Endings ──

@@ -50,8 +50,6 @@ export interface SessionHost {
   readonly attempts: Attempts;
   readonly slots: Slots;
   readonly guard: Guard;
-  /** How often the control plane was dialled: of several addresses the next is next. */
-  dials: number;
   readonly user_agent: string;
   readonly draining: boolean;
   /** As the last registration told them; before it, for the first interval assumed. */
@@ -75,14 +73,14 @@ export class Session {
   #patience: Timer | null = null;
   readonly #closed = Promise.withResolvers<void>();
 
-  constructor(host: SessionHost) {
+  /** @param connect_timeout_ms how long the address may take to let it in */
+  constructor(host: SessionHost, control_url: string, connect_timeout_ms: number) {
     this.#host = host;
-    const { control_url, credential, connect_timeout_ms, progress } = host.data;
+    const { credential, progress } = host.data;
     this.#progress = new Int32Array(progress);
-    const addresses = control_url.split(',');
     this.#connection = host.dial(
       {
-        control_url: addresses[host.dials++ % addresses.length]!,
+        control_url,
         credential,
         connect_timeout_ms,
         user_agent: host.user_agent,
