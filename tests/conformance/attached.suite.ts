@@ -5,13 +5,6 @@ import type { Subject } from './store.suite.ts';
 const DAY_MS = 86_400_000;
 
 export function attachedSuite(subject: Subject): void {
-  const countAll = async () => {
-    const [row] = await subject.sql.query(
-      `select (select count(*) from jobs) as jobs, (select count(*) from attempts) as attempts,
-         (select count(*) from usage) as usage, (select md5(string_agg(t::text, ',' order by id)) from jobs t) as digest`,
-    );
-    return row;
-  };
   const usageOf = async (key: string) => (await subject.store.listUsage({ key }, { limit: 500 })).rows;
 
   describe('attached jobs', () => {
@@ -29,14 +22,14 @@ export function attachedSuite(subject: Subject): void {
     test('a settlement sent again changes nothing, whatever it says now', async () => {
       const batch = Array.from({ length: 40 }, () => aSettlement());
       await subject.store.settle(batch);
-      const before = await countAll();
+      const before = await subject.beneath.contents();
       await subject.store.settle(batch);
       await subject.store.settle(
         batch.map((one) => ({ ...one, job: { ...one.job, state: 'failed' as const } })),
       );
       const late = batch[0]!;
       await subject.store.settle([{ ...late, attempts: [{ ...late.attempts[0]!, attempt: 2 }] }]);
-      expect(await countAll()).toEqual(before);
+      expect(await subject.beneath.contents()).toEqual(before);
     });
 
     test('the same job twice in one batch is settled once, by the first', async () => {
@@ -224,8 +217,7 @@ export function attachedSuite(subject: Subject): void {
       await sweep(old + 60 * DAY_MS);
       await sweep(old + 60 * DAY_MS);
       expect(await spent()).toEqual({ key, day: 0, week: 0, month: 0, total: 1260 });
-      const rows = await subject.sql.query('select day, tokens from swept_usage where key = $1', [key]);
-      expect(rows).toEqual([{ day: 0, tokens: 1260 }]);
+      expect(await subject.beneath.sweptUsage(key)).toEqual([{ day: 0, tokens: 1260 }]);
     });
   });
 
@@ -245,10 +237,7 @@ export function attachedSuite(subject: Subject): void {
       expect(await subject.store.findJob(finished[0]!.job.id)).toBeUndefined();
       expect(await subject.store.findJob(open.id)).toBeDefined();
       expect(await subject.store.findJob(young.job.id)).toBeDefined();
-      const [left] = await subject.sql.query('select count(*) as count from attempts where job = $1', [
-        finished[0]!.job.id,
-      ]);
-      expect(left).toEqual({ count: 0 });
+      expect(await subject.beneath.attemptsOf(finished[0]!.job.id)).toBe(0);
     });
   });
 }

@@ -3,7 +3,7 @@ import { FlotillaError } from '@flotilla/protocol';
 import { describe, expect, test } from 'vitest';
 import { aKey, anEnrolment, aToken, newId, T0 } from './rows.ts';
 import { insertKey } from '../../packages/control/src/store/keys.ts';
-import type { Subject } from './store.suite.ts';
+import type { EngineSubject } from './store.suite.ts';
 
 export function anAct(over: Partial<AuditRecord> = {}, keep_refusals = true): Act {
   return {
@@ -24,7 +24,7 @@ export function anAct(over: Partial<AuditRecord> = {}, keep_refusals = true): Ac
   };
 }
 
-export function auditSuite(subject: Subject): void {
+export function auditSuite(subject: EngineSubject): void {
   const rowOf = async ({ record }: Act) =>
     (
       await subject.store.listAudit({ ...(record.key !== null && { key: record.key }) }, { limit: 500 })
@@ -117,7 +117,7 @@ export function auditSuite(subject: Subject): void {
         anAct({ id: newId('audit', at(n)), at: at(n), key, action: `key.act${n}`, target: `t${n}` }),
       );
       for (const act of acts) await subject.store.act(act, () => Promise.resolve());
-      const ids = async (filter: Parameters<Subject['store']['listAudit']>[0]) =>
+      const ids = async (filter: Parameters<EngineSubject['store']['listAudit']>[0]) =>
         (await subject.store.listAudit({ key, ...filter }, { limit: 9 })).rows.map(({ target }) => target);
       expect(await ids({})).toEqual(['t3', 't2', 't1']);
       expect(await ids({ since: at(2) })).toEqual(['t3', 't2']);

@@ -77,11 +77,15 @@ export function aRequeue(fence: JobFence, over: Partial<Requeue> = {}): Requeue 
   };
 }
 
-/** Accepts one job, with what it is to differ in, and leases it to `node_a` at epoch 1. */
-export async function leased(store: Store, over: Partial<DetachedJob> = {}): Promise<ClaimedJob> {
+/** Accepts one job, with what it is to differ in, and leases it to this node at epoch 1. */
+export async function leased(
+  store: Store,
+  over: Partial<DetachedJob> = {},
+  node = 'node_a',
+): Promise<ClaimedJob> {
   const job = aDetachedJob(over);
   await store.acceptJobs([job]);
-  const [claimed] = await claim(store, job.lane, 1);
+  const [claimed] = await claim(store, job.lane, 1, node);
   return claimed!;
 }
 

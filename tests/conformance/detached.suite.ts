@@ -146,8 +146,8 @@ export function detachedSuite(subject: Subject): void {
         [2, 'node_b', 'succeeded'],
       ]);
       expect((await subject.store.loadBodies(first.id))?.result).toBe('{"choices":[]}');
-      const [used] = await subject.sql.query('select prompt_tokens from usage where job = $1', [first.id]);
-      expect(used).toEqual({ prompt_tokens: usage.prompt_tokens });
+      const [used] = await subject.store.findUsage([first.id]);
+      expect(used).toMatchObject({ prompt_tokens: usage.prompt_tokens });
     });
 
     test('a job that ends with nobody left who counted has a usage row of what is known', async () => {
@@ -155,11 +155,7 @@ export function detachedSuite(subject: Subject): void {
       await subject.store.startJobs([fence]);
       const lost = aFinish(fence, { state: 'failed', error_code: 'attempts_exhausted', result: null });
       expect(await subject.store.finishJobs([lost, lost])).toEqual(['accepted', 'duplicate']);
-      const rows = await subject.sql.query(
-        `select key, model, node, outcome, status, attempts, prompt_tokens, estimated from usage where job = $1`,
-        [fence.id],
-      );
-      expect(rows).toEqual([
+      expect(await subject.store.findUsage([fence.id])).toMatchObject([
         {
           key: fence.key,
           model: fence.model,
@@ -185,7 +181,7 @@ export function detachedSuite(subject: Subject): void {
       await subject.store.startJobs([cancelled, expired, lost].map(fenceOf));
       const ends = [];
       for (const { id } of [cancelled, waiting]) ends.push(await subject.store.cancelJob(id, 'by its owner'));
-      await subject.sql.query('select pg_sleep(0.01)');
+      await subject.beneath.clockMoves();
       const timed_out = await subject.store.expireJobs(100, []);
       await subject.store.finishJobs([aFinish(lost, { state: 'failed', error_code: 'attempts_exhausted' })]);
       const ids = [cancelled, waiting, expired, lost].map(({ id }) => id);
@@ -375,32 +371,31 @@ export function detachedSuite(subject: Subject): void {
 
     test('a node that comes back keeps its attempts under its new epoch, and loses those given away', async () => {
       const node = newId('node');
-      const [mine, gone] = [await leased(subject.store), await leased(subject.store)];
-      await subject.sql.query('update jobs set node = $1 where id in ($2, $3)', [node, mine.id, gone.id]);
-      await subject.store.requeueJobs([aRequeue({ ...gone, node })]);
+      const [mine, gone] = [await leased(subject.store, {}, node), await leased(subject.store, {}, node)];
+      await subject.store.requeueJobs([aRequeue(gone)]);
       expect(await subject.store.heldJobs(node)).toMatchObject([{ id: mine.id, state: 'leased', epoch: 1 }]);
       const inventory = [mine, gone].map(inventoried);
       expect(await subject.store.keepJobs(node, 2, 'rep_b', inventory)).toMatchObject([
         { id: mine.id, epoch: 2 },
       ]);
       expect(await subject.store.keepJobs(node, 1, 'rep_c', inventory)).toEqual([]);
-      expect(
-        await subject.store.finishJobs([aFinish({ ...mine, node }), aFinish({ ...mine, node, epoch: 2 })]),
-      ).toEqual(['stale', 'accepted']);
+      expect(await subject.store.finishJobs([aFinish(mine), aFinish({ ...mine, epoch: 2 })])).toEqual([
+        'stale',
+        'accepted',
+      ]);
     });
 
     test('a node that comes back with a result keeps it while nobody else was given the job', async () => {
       const node = newId('node');
-      const job = await leased(subject.store);
-      await subject.sql.query('update jobs set node = $1 where id = $2', [node, job.id]);
-      await subject.store.requeueJobs([aRequeue({ ...job, node })]);
+      const job = await leased(subject.store, {}, node);
+      await subject.store.requeueJobs([aRequeue(job)]);
       const keep = (by: string, finished: boolean) =>
         subject.store.keepJobs(by, 7, 'rep_b', [{ ...inventoried(job), finished }]);
       expect(await keep(node, false)).toEqual([]);
       expect(await keep('node_other', true)).toEqual([]);
       expect(await keep(node, true)).toMatchObject([{ id: job.id, attempt: 1, state: 'running', epoch: 7 }]);
       expect(await claim(subject.store, job.lane, 1)).toEqual([]);
-      expect(await subject.store.finishJobs([aFinish({ ...job, node, epoch: 7 })])).toEqual(['accepted']);
+      expect(await subject.store.finishJobs([aFinish({ ...job, epoch: 7 })])).toEqual(['accepted']);
       expect((await subject.store.findJob(job.id))?.attempts).toMatchObject([
         { attempt: 1, node, outcome: 'succeeded', message: null },
       ]);
@@ -408,12 +403,8 @@ export function detachedSuite(subject: Subject): void {
 
     test('what was given to another node, or has failed by its own result, is not kept again', async () => {
       const node = newId('node');
-      const [given, failed] = [await leased(subject.store), await leased(subject.store)];
-      await subject.sql.query('update jobs set node = $1 where id in ($2, $3)', [node, given.id, failed.id]);
-      await subject.store.requeueJobs([
-        aRequeue({ ...given, node }),
-        aRequeue({ ...failed, node }, { digest: 'f1' }),
-      ]);
+      const [given, failed] = [await leased(subject.store, {}, node), await leased(subject.store, {}, node)];
+      await subject.store.requeueJobs([aRequeue(given), aRequeue(failed, { digest: 'f1' })]);
       expect(await claim(subject.store, given.lane, 1, 'node_b')).toHaveLength(1);
       const inventory = [given, failed].map((job) => ({ ...inventoried(job), finished: true }));
       expect(await subject.store.keepJobs(node, 7, 'rep_b', inventory)).toEqual([]);
@@ -488,7 +479,7 @@ export function detachedSuite(subject: Subject): void {
       const running = await leased(subject.store, { run_timeout_ms: 0 });
       const endless = await leased(subject.store, { queue_timeout_ms: 5, run_timeout_ms: null });
       await subject.store.startJobs([fenceOf(running), fenceOf(endless)]);
-      await subject.sql.query('select pg_sleep(0.01)');
+      await subject.beneath.clockMoves();
       for (const spared of [running.id, running.node]) {
         const others = await subject.store.expireJobs(100, [spared, waiting.id]);
         expect(others.map(({ id }) => id)).not.toContain(running.id);

@@ -191,18 +191,19 @@ export function discoverySuite(subject: Subject): void {
     });
 
     test('a node has as many as a descriptor names backends, and none when it is deleted', async () => {
-      const { store, sql } = subject;
+      const { store } = subject;
       const node = await aNode();
       const many = (from: number) =>
         Array.from({ length: 200 }, (_, index) => listed({ backend: `b${from + index}` }));
       await tell(node, ...many(0));
+      await subject.beneath.clockMoves();
       await tell(node, ...many(200));
       const rows = await store.loadCatalogues(node);
       expect(rows).toHaveLength(256);
       expect(rows.some(({ backend }) => backend === 'b399')).toBe(true);
       await store.deleteNode(node);
       expect(await store.loadCatalogues(node)).toEqual([]);
-      expect(await sql.query('select id from model_discoveries where node = $1', [node])).toEqual([]);
+      expect(await subject.beneath.discoveriesOf(node)).toBe(0);
     });
   });
 

@@ -3,9 +3,9 @@ import { migrate } from '../../packages/control/src/store/migrate.ts';
 import { MIGRATIONS } from '../../packages/control/src/store/migrations/all.ts';
 import { prepared } from '../../packages/control/src/store/sql.ts';
 import { quiet } from '../support/store.ts';
-import type { Subject } from './store.suite.ts';
+import type { EngineSubject } from './store.suite.ts';
 
-export function engineSuite(subject: Subject): void {
+export function engineSuite(subject: EngineSubject): void {
   describe('the engine', () => {
     test('says what an acknowledged write survives', () => {
       const promised = { embedded: 'process death', postgres: 'power loss' };

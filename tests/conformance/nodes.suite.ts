@@ -1,6 +1,6 @@
 import { describe, expect, test } from 'vitest';
 import { aToken, anEnrolment, enrolNodes, newHash, newId, T0 } from './rows.ts';
-import type { Subject } from './store.suite.ts';
+import type { EngineSubject, Subject } from './store.suite.ts';
 
 const DESCRIPTOR = {
   name: 'ignored',
@@ -81,64 +81,6 @@ export function nodesSuite(subject: Subject): void {
       });
     });
 
-    test('one unreadable descriptor or row never costs the others, and is logged', async () => {
-      const [bad, partly, broken, good] = (await enrolNodes(subject.store, 4)) as [
-        string,
-        string,
-        string,
-        string,
-      ];
-      const epochs = await subject.store.takeEpochs('rep_a', [bad, partly, broken, good]);
-      await subject.store.saveDescriptors(
-        [bad, partly, good].map((id) => ({
-          id,
-          epoch: epochs.get(id)!,
-          descriptor: DESCRIPTOR,
-          descriptor_hash: 'h',
-        })),
-      );
-      await subject.sql.query(`update nodes set descriptor = '[17]' where id = $1`, [bad]);
-      await subject.sql.query(
-        `update nodes set descriptor = '{"version": 1, "pools": [{"id": "p"}]}' where id = $1`,
-        [partly],
-      );
-      await subject.sql.query(`update nodes set labels = '"x"' where id = $1`, [broken]);
-      const { nodes, unreadable } = await subject.store.loadNodes();
-      const loaded = new Map(nodes.map((node) => [node.id, node]));
-      expect(unreadable).toEqual([broken]);
-      expect(loaded.get(bad)).toMatchObject({ descriptor: null, descriptor_hash: null });
-      expect(loaded.get(partly)).toMatchObject({ descriptor: { pools: [] }, descriptor_hash: null });
-      expect(loaded.has(broken)).toBe(false);
-      expect(loaded.get(good)).toMatchObject({ descriptor: { version: '1.0.0' }, descriptor_hash: 'h' });
-      const told = subject.logged.filter(({ level }) => level === 'warn' || level === 'error');
-      expect(told.map(({ fields }) => fields['node'])).toEqual(expect.arrayContaining([bad, partly, broken]));
-      for (const id of [bad, partly, broken]) await subject.store.deleteNode(id);
-    });
-
-    test('a descriptor that the caller has is neither sent nor read again', async () => {
-      const [held, other] = (await enrolNodes(subject.store, 2)) as [string, string];
-      const epochs = await subject.store.takeEpochs('rep_a', [held, other]);
-      await subject.store.saveDescriptors(
-        [held, other].map((id) => ({
-          id,
-          epoch: epochs.get(id)!,
-          descriptor: DESCRIPTOR,
-          descriptor_hash: 'h',
-        })),
-      );
-      await subject.sql.query(`update nodes set descriptor = '[17]' where id = $1`, [held]);
-      const asked: string[] = [];
-      const { nodes } = await subject.store.loadNodes((id, hash) => {
-        if (id === held || id === other) asked.push(hash);
-        return id === held ? DESCRIPTOR : undefined;
-      });
-      const loaded = new Map(nodes.map((node) => [node.id, node]));
-      expect(asked).toEqual(['h', 'h']);
-      expect(loaded.get(held)).toMatchObject({ descriptor: DESCRIPTOR, descriptor_hash: 'h' });
-      expect(loaded.get(other)).toMatchObject({ descriptor: { version: '1.0.0' }, descriptor_hash: 'h' });
-      for (const id of [held, other]) await subject.store.deleteNode(id);
-    });
-
     test('last seen is flushed for all nodes at once and only moves forward', async () => {
       const [a, b] = (await enrolNodes(subject.store, 2)) as [string, string];
       await subject.store.flushSeen([
@@ -207,6 +149,69 @@ export function nodesSuite(subject: Subject): void {
       await subject.store.endReplica('rep_x');
       expect(await subject.store.bumpReplica('rep_x')).toBe(false);
       expect(await bumpsOf('rep_x')).toBeUndefined();
+    });
+  });
+}
+
+/** Rows as no program of ours writes them. */
+export function damagedNodesSuite(subject: EngineSubject): void {
+  describe('nodes whose rows are damaged', () => {
+    test('one unreadable descriptor or row never costs the others, and is logged', async () => {
+      const [bad, partly, broken, good] = (await enrolNodes(subject.store, 4)) as [
+        string,
+        string,
+        string,
+        string,
+      ];
+      const epochs = await subject.store.takeEpochs('rep_a', [bad, partly, broken, good]);
+      await subject.store.saveDescriptors(
+        [bad, partly, good].map((id) => ({
+          id,
+          epoch: epochs.get(id)!,
+          descriptor: DESCRIPTOR,
+          descriptor_hash: 'h',
+        })),
+      );
+      await subject.sql.query(`update nodes set descriptor = '[17]' where id = $1`, [bad]);
+      await subject.sql.query(
+        `update nodes set descriptor = '{"version": 1, "pools": [{"id": "p"}]}' where id = $1`,
+        [partly],
+      );
+      await subject.sql.query(`update nodes set labels = '"x"' where id = $1`, [broken]);
+      const { nodes, unreadable } = await subject.store.loadNodes();
+      const loaded = new Map(nodes.map((node) => [node.id, node]));
+      expect(unreadable).toEqual([broken]);
+      expect(loaded.get(bad)).toMatchObject({ descriptor: null, descriptor_hash: null });
+      expect(loaded.get(partly)).toMatchObject({ descriptor: { pools: [] }, descriptor_hash: null });
+      expect(loaded.has(broken)).toBe(false);
+      expect(loaded.get(good)).toMatchObject({ descriptor: { version: '1.0.0' }, descriptor_hash: 'h' });
+      const told = subject.logged.filter(({ level }) => level === 'warn' || level === 'error');
+      expect(told.map(({ fields }) => fields['node'])).toEqual(expect.arrayContaining([bad, partly, broken]));
+      for (const id of [bad, partly, broken]) await subject.store.deleteNode(id);
+    });
+
+    test('a descriptor that the caller has is neither sent nor read again', async () => {
+      const [held, other] = (await enrolNodes(subject.store, 2)) as [string, string];
+      const epochs = await subject.store.takeEpochs('rep_a', [held, other]);
+      await subject.store.saveDescriptors(
+        [held, other].map((id) => ({
+          id,
+          epoch: epochs.get(id)!,
+          descriptor: DESCRIPTOR,
+          descriptor_hash: 'h',
+        })),
+      );
+      await subject.sql.query(`update nodes set descriptor = '[17]' where id = $1`, [held]);
+      const asked: string[] = [];
+      const { nodes } = await subject.store.loadNodes((id, hash) => {
+        if (id === held || id === other) asked.push(hash);
+        return id === held ? DESCRIPTOR : undefined;
+      });
+      const loaded = new Map(nodes.map((node) => [node.id, node]));
+      expect(asked).toEqual(['h', 'h']);
+      expect(loaded.get(held)).toMatchObject({ descriptor: DESCRIPTOR, descriptor_hash: 'h' });
+      expect(loaded.get(other)).toMatchObject({ descriptor: { version: '1.0.0' }, descriptor_hash: 'h' });
+      for (const id of [held, other]) await subject.store.deleteNode(id);
     });
   });
 }

@@ -4,7 +4,7 @@ import { storeOn } from '../../packages/control/src/store/store.ts';
 import { quiet } from '../support/store.ts';
 import { aDetachedJob, aFinish, aRequeue } from './detached-rows.ts';
 import { aJob, aSettlement, T0 } from './rows.ts';
-import type { Subject } from './store.suite.ts';
+import type { EngineSubject } from './store.suite.ts';
 
 interface Plan {
   'Node Type': string;
@@ -20,14 +20,14 @@ interface Plan {
  */
 const GROWING = ['jobs', 'attempts', 'usage', 'job_bodies', 'audit', 'model_discoveries', 'model_catalogues'];
 
-export function plansSuite(subject: Subject): void {
+export function plansSuite(subject: EngineSubject): void {
   const fence = { id: 'job_100', attempt: 1, node: 'node_1', epoch: 1 };
   const page = { limit: 50 };
   const sweep = { jobs_ms: 0, usage_ms: 0, audit_ms: 0, batch: 10 };
   const day = { since: T0, until: T0 + 5_000 };
 
   /** Runs an operation against an engine that only explains, and returns what its plans use and read whole. */
-  async function planOf(operation: (store: Subject['store']) => Promise<unknown>) {
+  async function planOf(operation: (store: EngineSubject['store']) => Promise<unknown>) {
     const plans: Plan[] = [];
     const explain: Sql = {
       async query<Row>(statement: Parameters<Sql['query']>[0], params = []) {
@@ -59,7 +59,7 @@ export function plansSuite(subject: Subject): void {
       for (const statement of SEED) await subject.sql.query(statement);
     }, 60_000);
 
-    const cases: [string, string, (store: Subject['store']) => Promise<unknown>][] = [
+    const cases: [string, string, (store: EngineSubject['store']) => Promise<unknown>][] = [
       ['find-job', 'jobs_pkey', (s) => s.findJob('job_100')],
       ['find-job, its attempts', 'attempts_pkey', (s) => s.findJob('job_100')],
       ['end-orphans', 'jobs_attached_open', (s) => s.endOrphans('rep_b', 1)],

@@ -3,11 +3,11 @@ import { systemClock, systemRandom } from '../../packages/control/src/clock.ts';
 import { createSealer, openSealer } from '../../packages/control/src/secrets/sealer.ts';
 import { quiet } from '../support/store.ts';
 import { anAct } from './audit.suite.ts';
-import type { Subject } from './store.suite.ts';
+import type { EngineSubject } from './store.suite.ts';
 import { aProvider } from './upstreams.suite.ts';
 
 /** What the secret key of an installation has sealed, and how another one takes its place. */
-export function secretsSuite(subject: Subject): void {
+export function secretsSuite(subject: EngineSubject): void {
   const [FIRST, SECOND, OTHER] = ['1', '2', '3'].map((letter) => letter.repeat(40)) as [
     string,
     string,

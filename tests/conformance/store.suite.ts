@@ -11,14 +11,20 @@ import { detachedAccountsSuite } from './detached-accounts.suite.ts';
 import { detachedSuite } from './detached.suite.ts';
 import { discoverySuite } from './discovery.suite.ts';
 import { engineSuite } from './engine.suite.ts';
-import { nodesSuite } from './nodes.suite.ts';
+import { beneathSql, type Beneath } from './beneath.ts';
+import { damagedNodesSuite, nodesSuite } from './nodes.suite.ts';
 import { plansSuite } from './plans.suite.ts';
 import { secretsSuite } from './secrets.suite.ts';
 import { upstreamsSuite } from './upstreams.suite.ts';
 
-/** What every part of the suite works on. `logged` is what the store has told its log. */
+/** What every part of the suite works on that asks no more than the port. */
 export interface Subject {
   readonly store: Store;
+  readonly beneath: Beneath;
+}
+
+/** And what those parts work on that only an SQL engine can be asked. `logged` is what the store has told its log. */
+export interface EngineSubject extends Subject {
   readonly sql: Engine;
   readonly logged: { level: string; fields: Record<string, unknown>; message: string }[];
 }
@@ -26,7 +32,7 @@ export interface Subject {
 /** What the `Store` port promises, asked of a real engine. */
 export function storeSuite(name: string, makePlace: () => Promise<Place>): void {
   describe(`the store on ${name}`, () => {
-    const subject = {} as { -readonly [Part in keyof Subject]: Subject[Part] };
+    const subject = {} as { -readonly [Part in keyof EngineSubject]: EngineSubject[Part] };
     let place: Place;
 
     beforeAll(async () => {
@@ -35,6 +41,7 @@ export function storeSuite(name: string, makePlace: () => Promise<Place>): void 
       const log = recorder(subject.logged);
       subject.sql = await openEngine(place.options, log);
       subject.store = storeOn(subject.sql, log);
+      subject.beneath = beneathSql(subject.sql);
     }, 60_000);
 
     afterAll(async () => {
@@ -45,6 +52,7 @@ export function storeSuite(name: string, makePlace: () => Promise<Place>): void 
     engineSuite(subject);
     accountsSuite(subject);
     nodesSuite(subject);
+    damagedNodesSuite(subject);
     attachedSuite(subject);
     detachedSuite(subject);
     detachedAccountsSuite(subject);
@@ -56,7 +64,7 @@ export function storeSuite(name: string, makePlace: () => Promise<Place>): void 
   });
 }
 
-function recorder(logged: Subject['logged']): Log {
+function recorder(logged: EngineSubject['logged']): Log {
   const record = (level: string) => (fields: Record<string, unknown>, message: string) =>
     void logged.push({ level, fields, message });
   return { debug: record('debug'), info: record('info'), warn: record('warn'), error: record('error') };

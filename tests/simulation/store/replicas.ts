@@ -1,0 +1,23 @@
+import type { ReplicaRow } from '@flotilla/core';
+import { notUnique } from './failure.ts';
+import { bytewise, type Tables } from './tables.ts';
+
+export function enterReplica(tables: Tables, id: string, bus: boolean): void {
+  if (tables.replicas.has(id)) throw notUnique('replicas', id);
+  tables.replicas.set(id, { id, bumps: 1, bus });
+}
+
+export function bumpReplica(tables: Tables, id: string): boolean {
+  const replica = tables.replicas.get(id);
+  if (replica === undefined) return false;
+  tables.replicas.set(id, { ...replica, bumps: replica.bumps + 1 });
+  return true;
+}
+
+export function endReplica(tables: Tables, id: string): void {
+  tables.replicas.delete(id);
+}
+
+export function listReplicas(tables: Tables): ReplicaRow[] {
+  return [...tables.replicas.values()].sort((a, b) => bytewise(a.id, b.id)).map((row) => ({ ...row }));
+}
