@@ -20,6 +20,8 @@ import { type Repeating, repeat } from './repeat.ts';
 export interface Replica {
   /** Whether that replica has a row, which is looked for where it is not known. */
   lives(replica: string): Promise<boolean>;
+  /** Those that have a row besides this one, as last seen. */
+  others(): Iterable<string>;
   /** How old the last bump that the store took is. */
   bumpAge_ms(): number;
   leave(): Promise<void>;
@@ -69,7 +71,7 @@ export async function joinReplicas(deps: ReplicaDeps): Promise<Replica> {
     await leave();
     throw error;
   }
-  return { lives, bumpAge_ms: () => clock.now_ms() - bumped_ms, leave };
+  return { lives, others: () => seen.keys(), bumpAge_ms: () => clock.now_ms() - bumped_ms, leave };
 
   function keepBumping(): Repeating {
     let failing = false;

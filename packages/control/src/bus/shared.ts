@@ -7,6 +7,7 @@ export interface Shared {
   bus: Bus;
   hints: Hints;
   lives(replica: string): Promise<boolean>;
+  others(): Iterable<string>;
   bumpAge_ms(): number;
 }
 
@@ -15,6 +16,7 @@ export function sharedOver(bus: Bus, membership: Replica, log: Log): Shared {
     bus,
     hints: createHints(bus, log),
     lives: (other) => membership.lives(other),
+    others: () => membership.others(),
     bumpAge_ms: () => membership.bumpAge_ms(),
   };
 }

@@ -9,38 +9,22 @@ import {
   requestIn,
   stoodElsewhere,
 } from '@flotilla/core';
-import { OPERATIONS } from '@flotilla/protocol';
-import { z } from 'zod';
 import type { ActiveJob } from '../dispatch/active-job.ts';
 import type { Places } from '../dispatch/places.ts';
 import { type Waiter, type WaitingRoom, createWaitingRoom } from '../dispatch/waiting-room.ts';
+import type { Channel } from './channel.ts';
+import type { Announcement, Work } from './peer-messages.ts';
 
 /**
  * Work that waits for a slot, told to those who may have one.
  *
- * Of ours: waiting ──50 ms, or at once where only nodes of others could serve it──▶ told (again every 500 ms, since what
- * is told may be lost) ──given away, or ended──▶ taken back.
+ * Of ours: waiting ──50 ms, or at once where only nodes of others could serve it──▶ told to all ──300 ms──▶ told to each
+ *          ──given away, or ended──▶ taken back.
  * Of others: told ──▶ known here, in the order of its key ──claimed, taken back, not told for 2 s──▶ gone.
+ *
+ * What all are told is a hint, and may be lost. What still waits is told to each on the channel to it, every 300 ms: a
+ * channel sees what it loses, and begins anew with what waits.
  */
-const announcementSchema = z.object({
-  job: z.string().max(64),
-  key: z.string().max(64),
-  model: z.string().max(512),
-  operation: z.enum(OPERATIONS),
-  labels: z.record(z.string(), z.string()),
-  avoid: z.array(z.string()),
-  refused_by: z.array(z.string()),
-  affinity: z.string().nullable(),
-  order_key: z.number(),
-  priority: z.number(),
-});
-export const workSchema = z.discriminatedUnion('type', [
-  z.object({ type: z.literal('work'), jobs: z.array(announcementSchema) }),
-  z.object({ type: z.literal('work.gone'), jobs: z.array(z.string().max(64)) }),
-]);
-type Announcement = z.infer<typeof announcementSchema>;
-type Work = z.infer<typeof workSchema>;
-
 /** What is known of a job that waits at another replica. */
 interface OthersJob extends Waiter {
   readonly owner: string;
@@ -54,32 +38,39 @@ export interface Announcements {
   /** Of the others. */
   readonly room: WaitingRoom<OthersJob>;
   take(from: string, work: Work): void;
+  /** The channel is open anew: what was told on the former one may be lost. */
+  synced(channel: Channel): void;
   forget(job: OthersJob): void;
   died(replica: string): void;
   close(): void;
 }
 
 const TELL_AFTER_MS = 50;
-const TELL_AGAIN_MS = 500;
+const TELL_AGAIN_MS = 300;
 const FORGET_AFTER_MS = 2000;
-/** In one message; the first of the line go first. */
+/** In one message, with what their labels may come to: a bus takes no message of a megabyte. */
 const TOLD_MOST = 100;
+const TOLD_MOST_CHARACTERS = 256 * 1024;
 
-export function createAnnouncements(
-  bus: Bus,
-  places: Places,
-  clock: Clock,
-  random: Random,
-  bound: number,
-  share: FairShare,
+export function createAnnouncements(deps: {
+  bus: Pick<Bus, 'tell'>;
+  places: Places;
+  clock: Clock;
+  random: Random;
+  queue_bound: number;
+  share: FairShare;
+  /** Those who may have a slot. */
+  channels: () => Iterable<Channel>;
   /** It is being asked for already. */
-  claimed: (job: string) => boolean,
-  changed: () => void,
-): Announcements {
+  claimed: (job: string) => boolean;
+  /** Work came that was not known. */
+  changed: () => void;
+}): Announcements {
+  const { bus, places, clock, share } = deps;
   const own = new Map<string, ActiveJob>();
   const starting = new Map<string, Timer>();
   const others = new Map<string, OthersJob>();
-  const room = createWaitingRoom<OthersJob>(places, random, bound);
+  const room = createWaitingRoom<OthersJob>(places, deps.random, deps.queue_bound);
   /** To be told with the next turn. */
   const fresh: ActiveJob[] = [];
   const gone: string[] = [];
@@ -105,6 +96,9 @@ export function createAnnouncements(
       tellSoon();
     },
     take,
+    synced(channel) {
+      if (own.size > 0) channel.send({ type: 'work', jobs: first() });
+    },
     forget,
     died(replica) {
       for (const job of [...others.values()]) if (job.owner === replica) forget(job);
@@ -136,8 +130,14 @@ export function createAnnouncements(
     again = null;
     if (own.size === 0) return;
     again = clock.after(TELL_AGAIN_MS, tellAgain);
-    const first = [...own.values()].sort((a, b) => a.order_key - b.order_key).slice(0, TOLD_MOST);
-    tell({ type: 'work', jobs: first.map(announcement) });
+    const jobs = first();
+    for (const channel of deps.channels()) channel.send({ type: 'work', jobs });
+  }
+
+  /** The first of the line go first. */
+  function first(): Announcement[] {
+    const sorted = [...own.values()].sort((a, b) => a.order_key - b.order_key);
+    return batches(sorted.slice(0, TOLD_MOST))[0] ?? [];
   }
 
   /** What begins to wait in one turn is one message. */
@@ -147,9 +147,7 @@ export function createAnnouncements(
     queueMicrotask(() => {
       telling = false;
       const jobs = fresh.splice(0).filter((job) => own.has(job.id));
-      for (let at = 0; at < jobs.length; at += TOLD_MOST) {
-        tell({ type: 'work', jobs: jobs.slice(at, at + TOLD_MOST).map(announcement) });
-      }
+      for (const batch of batches(jobs)) tell({ type: 'work', jobs: batch });
       const ids = gone.splice(0).filter((id) => !own.has(id));
       if (ids.length > 0) tell({ type: 'work.gone', jobs: ids });
     });
@@ -171,10 +169,10 @@ export function createAnnouncements(
     for (const told of work.jobs) {
       const known = others.get(told.job);
       if (known !== undefined) known.told_ms = clock.now_ms();
-      else if (!claimed(told.job)) news = enter(from, told) || news;
+      else if (!deps.claimed(told.job)) news = enter(from, told) || news;
     }
     forgetting ??= clock.after(FORGET_AFTER_MS, forgetOld);
-    if (news) changed();
+    if (news) deps.changed();
   }
 
   function enter(owner: string, told: Announcement): boolean {
@@ -210,6 +208,21 @@ export function createAnnouncements(
     for (const job of [...others.values()]) if (job.told_ms < before_ms) forget(job);
     if (others.size > 0) forgetting = clock.after(FORGET_AFTER_MS, forgetOld);
   }
+}
+
+function batches(jobs: readonly ActiveJob[]): Announcement[][] {
+  const all: Announcement[][] = [];
+  let room = 0;
+  for (const told of jobs.map(announcement)) {
+    const characters = JSON.stringify(told).length;
+    room -= characters;
+    if (room < 0 || all.at(-1)!.length === TOLD_MOST) {
+      all.push([]);
+      room = TOLD_MOST_CHARACTERS - characters;
+    }
+    all.at(-1)!.push(told);
+  }
+  return all;
 }
 
 function announcement({ id, placement, order_key, request }: ActiveJob): Announcement {

@@ -56,6 +56,8 @@ const SILENT_MS = 3000;
 const HEADER_BYTES = 9;
 const TEXT = 1;
 const BINARY = 2;
+/** What a side wants of the other, not what it answers. */
+const OPENING: ReadonlySet<PeerMessage['type']> = new Set(['claim', 'adopt', 'work']);
 /** For the window of the connection, which is sized by the delay of its acknowledgements. */
 const ROUND_MS = 5000;
 
@@ -88,7 +90,7 @@ export function openChannel(
     send(message) {
       if (state === 'open') return post(TEXT, Buffer.from(JSON.stringify(message)));
       // Whoever asks for something asks again once it is open.
-      if (state === 'closed' && (message.type === 'claim' || message.type === 'adopt')) restart();
+      if (state === 'closed' && OPENING.has(message.type)) restart();
     },
     attach: (stream, out, from) => outbox.attach(stream, out, from),
     detach: (stream) => outbox.detach(stream),

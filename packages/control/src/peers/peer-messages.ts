@@ -40,6 +40,26 @@ const offer = z.object({
   labels: z.record(z.string(), z.string()),
 });
 
+/** A job that waits for a slot, as whoever has one needs to know it. */
+const announcement = z.object({
+  job: z.string().max(64),
+  key: z.string().max(64),
+  model: z.string().max(512),
+  operation: z.enum(OPERATIONS),
+  labels: z.record(z.string(), z.string()),
+  avoid: z.array(z.string()),
+  refused_by: z.array(z.string()),
+  affinity: z.string().nullable(),
+  order_key: z.number(),
+  priority: z.number(),
+});
+const work = z.object({ type: z.literal('work'), jobs: z.array(announcement) });
+/** Told to all, or to one on its channel. */
+export const workSchema = z.discriminatedUnion('type', [
+  work,
+  z.object({ type: z.literal('work.gone'), jobs: z.array(id) }),
+]);
+
 const peerMessageSchema = z.discriminatedUnion('type', [
   // ── The channel ──
   /** Both begin anew; `answers`: the other side's number that this one answers. What the sender holds for the other. */
@@ -76,6 +96,8 @@ const peerMessageSchema = z.discriminatedUnion('type', [
   /** The node is linked elsewhere now, with whatever it has. */
   z.object({ type: z.literal('moved'), ...of }),
   // ── Owner to holder ──
+  /** The first of what waits. */
+  work,
   z.object({ type: z.literal('gone'), job: id }),
   offer.extend({ type: z.literal('offer') }),
   z.object({
@@ -91,6 +113,8 @@ const peerMessageSchema = z.discriminatedUnion('type', [
 
 export type PeerMessage = z.infer<typeof peerMessageSchema>;
 export type PeerMessageOf<T extends PeerMessage['type']> = Extract<PeerMessage, { type: T }>;
+export type Announcement = z.infer<typeof announcement>;
+export type Work = z.infer<typeof workSchema>;
 export type PeerOffer = z.infer<typeof offer>;
 export type HeldForPeer = z.infer<typeof held>;
 

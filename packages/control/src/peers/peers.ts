@@ -4,10 +4,11 @@ import type { Hints } from '../bus/hints.ts';
 import type { Dispatcher, OthersWork } from '../dispatch/dispatcher.ts';
 import type { FleetNode } from '../fleet/node.ts';
 import type { Roster } from '../fleet/roster.ts';
-import { type Announcements, createAnnouncements, workSchema } from './announcements.ts';
+import { type Announcements, createAnnouncements } from './announcements.ts';
 import { type Channel, openChannel } from './channel.ts';
 import { createHolding } from './holding.ts';
 import { createOwned } from './owned.ts';
+import { workSchema } from './peer-messages.ts';
 
 /**
  * Attached work across replicas: a request goes to the replica whose node has a slot free first, wherever its client is.
@@ -32,6 +33,8 @@ export interface PeersDeps {
   queue_bound: number;
   /** Whether that replica is there, as far as is known. */
   lives(replica: string): Promise<boolean>;
+  /** Those that are there besides this one, as far as is known. */
+  others(): Iterable<string>;
 }
 
 const MESSAGE_MOST_BYTES = 1024 * 1024;
@@ -44,16 +47,14 @@ export function startPeers(deps: PeersDeps): Peers {
   const { places } = dispatcher.deps;
   let waking = false;
   let closed = false;
-  const work: Announcements = createAnnouncements(
-    bus,
+  const work: Announcements = createAnnouncements({
+    ...deps,
     places,
-    clock,
-    deps.random,
-    deps.queue_bound,
-    dispatcher.share,
-    (job) => holding.claims.has(job),
-    wake,
-  );
+    share: dispatcher.share,
+    channels: () => (bus.connected ? [...deps.others()].map(channelTo) : []),
+    claimed: (job) => holding.claims.has(job),
+    changed: wake,
+  });
 
   bus.listen({
     told(from, data) {
@@ -145,6 +146,7 @@ export function startPeers(deps: PeersDeps): Peers {
     if (known !== undefined) return known;
     const channel: Channel = openChannel(bus, other, replica < other, clock, {
       message(message) {
+        if (message.type === 'work') return work.take(other, message);
         // A credit is for whoever sends that stream.
         if (owned.take(other, channel, message)) return;
         holding.take(other, channel, message);
@@ -157,6 +159,7 @@ export function startPeers(deps: PeersDeps): Peers {
       synced(theirs) {
         owned.synced(other, channel, theirs);
         holding.synced(other, channel);
+        work.synced(channel);
       },
       broken() {
         owned.broken(other);
