@@ -17,6 +17,9 @@ const TIMED = ['tests/e2e/capacity.test.ts', 'tests/e2e/cancellation.test.ts'];
 /** What takes minutes: kills, many starts, slow lines, large stores. `npm run test:long`, in the same way as the others. */
 const LONG = ['tests/long/*.test.ts'];
 
+/** Starts and kills a PostgreSQL and a NATS of its own, whose programs have to be there: `npm run test:chaos`. */
+const CHAOS = ['tests/chaos/chaos.test.ts'];
+
 /** Installs the package as a user would, from the registry that npm is told of: `npm run test:package`. */
 const PACKAGED = ['tests/e2e/package.test.ts'];
 
@@ -28,7 +31,7 @@ export default defineConfig({
         test: {
           name: 'all',
           include: ['packages/*/src/**/*.test.ts', 'tests/**/*.test.ts'],
-          exclude: ['**/node_modules/**', ...TIMED, ...LONG, ...PACKAGED],
+          exclude: ['**/node_modules/**', ...TIMED, ...LONG, ...CHAOS, ...PACKAGED],
           sequence: { groupOrder: 0 },
         },
       },
@@ -37,6 +40,7 @@ export default defineConfig({
         test: { name: 'timed', include: TIMED, sequence: { groupOrder: 1 }, maxWorkers: 1 },
       },
       { extends: true, test: { name: 'long', include: LONG, sequence: { groupOrder: 0 } } },
+      { extends: true, test: { name: 'chaos', include: CHAOS, sequence: { groupOrder: 0 }, maxWorkers: 1 } },
       { extends: true, test: { name: 'package', include: PACKAGED, sequence: { groupOrder: 2 } } },
     ],
     globalSetup: 'tests/support/prepare.ts',

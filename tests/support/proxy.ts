@@ -7,8 +7,11 @@ export interface Proxy {
   readonly url: string;
   /** Every connection is reset, and new ones are refused at once, until `restore`. */
   cut(): void;
-  /** Nothing is passed on and nothing is closed: a silent network. */
-  blackhole(): void;
+  /**
+   * Nothing is passed on and nothing is closed: a silent network.
+   * @param ways `up`: what the dialling side says is lost, and it still hears the other; half open
+   */
+  blackhole(ways?: 'both' | Way): void;
   restore(): void;
   /** New connections go there. */
   lead(port: number): void;
@@ -17,14 +20,18 @@ export interface Proxy {
   close(): Promise<void>;
 }
 
+/** From the dialling side, and to it. */
+export type Way = 'up' | 'down';
+
 export async function startProxy(target: { host?: string; port: number }): Promise<Proxy> {
   let { port: far_port } = target;
-  let mode: 'pass' | 'cut' | 'silent' = 'pass';
+  let refusing = false;
+  const silent = new Set<Way>();
   const sockets = new Set<Socket>();
   const waiting: (() => void)[] = [];
   const lanes = { up: lane(), down: lane() };
   const server = createServer({ allowHalfOpen: true }, (near) => {
-    if (mode === 'cut') {
+    if (refusing) {
       near.resetAndDestroy();
       return;
     }
@@ -32,19 +39,19 @@ export async function startProxy(target: { host?: string; port: number }): Promi
     near.setNoDelay(true);
     far.setNoDelay(true);
     for (const [from, to, way] of [
-      [near, far, lanes.up],
-      [far, near, lanes.down],
+      [near, far, 'up'],
+      [far, near, 'down'],
     ] as const) {
       sockets.add(from);
       from.on('data', (bytes: Buffer) => {
         from.pause();
-        void pass(bytes, to, way).then(() => from.resume());
+        void pass(bytes, from, to, way).then(() => from.resume());
       });
-      from.on('end', () => void gate().then(() => to.end()));
-      from.on('error', () => to.destroy());
+      from.on('end', () => void gate(way).then(() => to.end()));
+      from.on('error', () => undefined); // its close follows
       from.on('close', () => {
         sockets.delete(from);
-        if (mode !== 'silent') to.destroy();
+        if (!silent.has(way)) to.destroy();
       });
     }
   });
@@ -56,14 +63,15 @@ export async function startProxy(target: { host?: string; port: number }): Promi
     port,
     url: `http://127.0.0.1:${port}`,
     cut() {
-      mode = 'cut';
+      refusing = true;
       for (const socket of sockets) socket.resetAndDestroy();
     },
-    blackhole() {
-      mode = 'silent';
+    blackhole(ways = 'both') {
+      for (const way of ['up', 'down'] as const) if (ways === 'both' || ways === way) silent.add(way);
     },
     restore() {
-      mode = 'pass';
+      refusing = false;
+      silent.clear();
       for (const go of waiting.splice(0)) go();
     },
     lead(to) {
@@ -73,33 +81,31 @@ export async function startProxy(target: { host?: string; port: number }): Promi
       lanes.up.bytes_per_ms = lanes.down.bytes_per_ms = bits_per_second / 8000;
     },
     async close() {
-      mode = 'pass';
+      silent.clear();
       for (const socket of sockets) socket.destroy();
       server.close();
       await once(server, 'close');
     },
   };
 
-  function gate(): Promise<void> {
-    return mode === 'silent' ? new Promise((resolve) => waiting.push(resolve)) : Promise.resolve();
+  function gate(way: Way): Promise<void> {
+    return silent.has(way) ? new Promise((resolve) => waiting.push(resolve)) : Promise.resolve();
   }
 
-  async function pass(
-    bytes: Buffer,
-    to: Socket,
-    way: { bytes_per_ms: number; free_at_ms: number },
-  ): Promise<void> {
-    for (let from = 0; from < bytes.length; ) {
-      await gate();
+  async function pass(bytes: Buffer, from: Socket, to: Socket, way: Way): Promise<void> {
+    const line = lanes[way];
+    for (let at = 0; at < bytes.length; ) {
+      await gate(way);
       // Small pieces keep a slow line's delay like a real one's.
-      const piece = bytes.subarray(from, from + (way.bytes_per_ms === Infinity ? bytes.length : 1500));
-      from += piece.length;
-      if (way.bytes_per_ms !== Infinity) {
+      const piece = bytes.subarray(at, at + (line.bytes_per_ms === Infinity ? bytes.length : 1500));
+      at += piece.length;
+      if (line.bytes_per_ms !== Infinity) {
         const now = performance.now();
-        way.free_at_ms = Math.max(now, way.free_at_ms) + piece.length / way.bytes_per_ms;
-        await new Promise((resolve) => setTimeout(resolve, way.free_at_ms - now));
+        line.free_at_ms = Math.max(now, line.free_at_ms) + piece.length / line.bytes_per_ms;
+        await new Promise((resolve) => setTimeout(resolve, line.free_at_ms - now));
       }
-      if (to.destroyed) return;
+      // It was closed in the silence: whoever speaks to it now is told so, as by any host.
+      if (to.destroyed) return void from.resetAndDestroy();
       if (!to.write(piece)) await drained(to);
     }
   }

@@ -1,9 +1,8 @@
-import { once } from 'node:events';
 import { mkdtemp, mkdir, rm, writeFile } from 'node:fs/promises';
-import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { NodeView, UsageRow } from '@flotilla/protocol';
+import { freePort } from './free-port.ts';
 import { type Program, flotilla } from './program.ts';
 import { type Proxy, startProxy } from './proxy.ts';
 import { type Handler, type ScriptedBackend, startScriptedBackend } from './scripted-backend.ts';
@@ -88,6 +87,8 @@ export interface WorldOptions {
   cuttable_store?: boolean;
   /** The control plane is one of several replicas. Needs PostgreSQL. */
   nats_url?: string;
+  /** A database of the test's own, that it drops itself. */
+  database_url?: string;
 }
 
 const ADMIN_KEY = `flk_test-${'x'.repeat(40)}`;
@@ -97,9 +98,11 @@ export async function openWorld({
   env = {},
   cuttable_store = false,
   nats_url,
+  database_url,
 }: WorldOptions = {}): Promise<World> {
   const dir = await mkdtemp(join(tmpdir(), 'flotilla-world-'));
-  const database = await testDatabaseUrl();
+  const database =
+    database_url === undefined ? await testDatabaseUrl() : { url: database_url, drop: async () => undefined };
   if (database === undefined) await fillDataDir(join(dir, 'plane'));
   const programs: Program[] = [];
   const closers: (() => Promise<void>)[] = [];
@@ -178,7 +181,9 @@ async function startPlane(start: Start, settings: Record<string, string>, port: 
     await until(
       'the control plane is ready',
       async () => {
-        if (program.child.exitCode !== null) throw new Error(`It ended at once:\n${program.output()}`);
+        const { exitCode, signalCode } = program.child;
+        if (exitCode !== null || signalCode !== null)
+          throw new Error(`It ended at once:\n${program.output()}`);
         return fetch(`${url}/readyz`)
           .then((reply) => reply.ok)
           .catch(() => false);
@@ -275,13 +280,4 @@ function serves(node: NodeView): boolean {
     node.backends.length > 0 &&
     node.backends.every((backend) => backend.health === 'healthy')
   );
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1');
-  await once(server, 'listening');
-  const { port } = server.address() as AddressInfo;
-  server.close();
-  await once(server, 'close');
-  return port;
 }
