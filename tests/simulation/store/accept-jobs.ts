@@ -1,9 +1,9 @@
 import type { Acceptance, DetachedJob } from '@flotilla/core';
-import type { JobRow, Tables } from './tables.ts';
+import { bytewise, type JobRow, type Tables } from './tables.ts';
 
 export function acceptJobs(tables: Tables, batch: DetachedJob[]): Acceptance[] {
   const added = new Set<string>();
-  for (const job of batch) {
+  for (const job of inOrder(batch)) {
     if (tables.jobs.get(job.id) !== undefined || sameKey(tables, job) !== undefined) continue;
     tables.jobs.put(newJob(job, tables.now_ms()));
     const { request, retention_ms } = job;
@@ -16,6 +16,11 @@ export function acceptJobs(tables: Tables, batch: DetachedJob[]): Acceptance[] {
     const found = sameKey(tables, job)!;
     return found.body_hash === job.idempotency?.body_hash ? { existing: found.id } : { conflict: found.id };
   });
+}
+
+/** As the real one sends them: who is first has the key. */
+function inOrder(batch: DetachedJob[]): DetachedJob[] {
+  return batch.toSorted((a, b) => bytewise(a.idempotency?.key ?? '', b.idempotency?.key ?? ''));
 }
 
 function sameKey(tables: Tables, { idempotency, key }: DetachedJob): JobRow | undefined {
