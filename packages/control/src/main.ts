@@ -108,6 +108,7 @@ async function start(base: Base, undo: Undo): Promise<RunningControl> {
   const replica = makeId('replica', clock.wall_ms(), random.bytes(10));
   let storeFailed = () => {};
   let buried = () => {};
+  let renewed = () => {};
   /** Those that died before anybody could be told. */
   const early: string[] = [];
   let died = (other: string): void => {
@@ -116,7 +117,12 @@ async function start(base: Base, undo: Undo): Promise<RunningControl> {
   const { store, membership } = await openOwnStore(
     base,
     replica,
-    { failed: () => storeFailed(), buried: () => buried(), died: (other) => died(other) },
+    {
+      failed: () => storeFailed(),
+      renewed: () => renewed(),
+      buried: () => buried(),
+      died: (other) => died(other),
+    },
     undo,
   );
   const shared = await openShared(base, store, replica, membership, undo);
@@ -138,6 +144,7 @@ async function start(base: Base, undo: Undo): Promise<RunningControl> {
     undo,
   );
   died = (other) => serving.died(other);
+  renewed = () => serving.fleet.renewed();
   for (const other of early) died(other);
   let stopping = false;
   const app = createHttpServer({
@@ -228,7 +235,7 @@ async function openTls({
 async function openOwnStore(
   { config, log, random, clock }: Base,
   replica: string,
-  told: Pick<ReplicaDeps, 'failed' | 'buried' | 'died'>,
+  told: Pick<ReplicaDeps, 'failed' | 'renewed' | 'buried' | 'died'>,
   undo: Undo,
 ): Promise<{ store: Store; membership: Replica }> {
   const { database_url, data_dir } = config;

@@ -9,6 +9,7 @@ function setup(engine: 'embedded' | 'postgres' = 'postgres') {
   const ended: string[] = [];
   const failed = vi.fn<() => void>();
   const buried = vi.fn<() => void>();
+  const renewed = vi.fn<() => void>();
   const clock = new ManualClock();
   const store = {
     engine,
@@ -29,10 +30,11 @@ function setup(engine: 'embedded' | 'postgres' = 'postgres') {
       bus,
       heartbeat_ms: 1000,
       failed,
+      renewed,
       buried,
       died: (other) => void died.push(other),
     });
-  return { rows, ended, died, clock, join, failed, buried, store };
+  return { rows, ended, died, clock, join, failed, renewed, buried, store };
 }
 
 describe('a replica', () => {
@@ -57,6 +59,23 @@ describe('a replica', () => {
       await vi.waitFor(() => expect(failed).toHaveBeenCalledTimes(times));
       await vi.waitFor(() => expect(clock.pending).toBe(1));
     }
+  });
+
+  test('that can write its row again after more than H says so once', async () => {
+    const { clock, join, failed, renewed, store } = setup();
+    await join('a');
+    const { bumpReplica } = store;
+    store.bumpReplica = () => Promise.reject(new Error('no store'));
+    clock.advance(1000);
+    await vi.waitFor(() => expect(failed).toHaveBeenCalledTimes(1));
+    await vi.waitFor(() => expect(clock.pending).toBe(1));
+    store.bumpReplica = bumpReplica;
+    expect(renewed).not.toHaveBeenCalled();
+    for (let bump = 0; bump < 2; bump++) {
+      clock.advance(1000);
+      await vi.waitFor(() => expect(clock.pending).toBe(1));
+    }
+    expect(renewed).toHaveBeenCalledTimes(1);
   });
 
   test('that slept until another took its place makes no new row, and is told that it is over', async () => {

@@ -41,6 +41,8 @@ export interface ReplicaDeps {
   heartbeat_ms: number;
   /** The row could not be bumped: whoever needs the store is to know, also where nobody is writing now. */
   failed: () => void;
+  /** The row moves again, after more than H in which nodes' detached work was not renewed. */
+  renewed: () => void;
   /** Another replica has taken this one for dead, ended its requests and serves in its place. */
   buried: () => void;
   /** Another replica is no more. */
@@ -84,7 +86,9 @@ export async function joinReplicas(deps: ReplicaDeps): Promise<Replica> {
           const there = await store.bumpReplica(id);
           failing = false;
           if (!there) return deps.buried();
+          const stood_ms = clock.now_ms() - bumped_ms;
           bumped_ms = began_ms;
+          if (stood_ms > deps.heartbeat_ms) deps.renewed();
           if (bus) await look();
         } catch (error) {
           if (!failing) log.warn({ error }, 'The row of this replica cannot be written.');

@@ -70,6 +70,8 @@ export interface Connections {
   elsewhere(node: FleetNode, moved: MovedNode): void;
   /** A replica is no more: its nodes are nobody's. */
   orphan(replica: string): void;
+  /** Beats that were answered for attached work alone count for all: others know again that this replica lives. */
+  renewed(): void;
 }
 
 /** Of so many processes of a node is known that another has taken their place. */
@@ -89,7 +91,9 @@ export function createConnections(deps: ConnectionDeps): Connections {
   /** What each node held when it was asked for its inventory. */
   const asked = new WeakMap<FleetNode, Set<string>>();
   const unasked_ms = new WeakMap<Link, number>();
-  return { take, step, desiredOf, elsewhere, orphan };
+  /** The last beats that were answered for attached work alone. */
+  const half_renewed = new Map<FleetNode, { link: Link; seq: number }>();
+  return { take, step, desiredOf, elsewhere, orphan, renewed };
 
   function take(node: FleetNode, { epoch, message, received_ms, open }: Registration): void {
     const same_process = node.boot_id === message.boot_id;
@@ -195,18 +199,9 @@ export function createConnections(deps: ConnectionDeps): Connections {
     }
     node.host = beat.host;
     if (beat.rtt_ms !== undefined) link.roundTrip(beat.rtt_ms);
-    const want = wanted(node, beat);
-    link.send({
-      type: 'node.heartbeat.ack',
-      seq: beat.seq,
-      server_time: new Date(clock.wall_ms()).toISOString(),
-      epoch: link.epoch,
-      ...(renews === 'attached' && { renews }),
-      desired: desiredOf(node),
-      want,
-      warnings: node.warnings,
-      discoveries: discoveries.openOf(node),
-    });
+    acknowledge(node, link, beat.seq, wanted(node, beat), renews);
+    if (renews === 'attached') half_renewed.set(node, { link, seq: beat.seq });
+    else half_renewed.delete(node);
     const was_stopping = node.stopping;
     node.stopping = beat.draining;
     node.journal = beat.journal ?? ABLE;
@@ -221,6 +216,34 @@ export function createConnections(deps: ConnectionDeps): Connections {
     if (health_moved && deps.shared && node.liveness.state === node.state) writeState(node);
     if (node.liveness.state !== node.state) applyState(node);
     else if (roster.sync(node) || health_moved || was_stopping !== node.stopping) capacityMoved(node);
+  }
+
+  function acknowledge(
+    node: FleetNode,
+    link: Link,
+    seq: number,
+    want: string[],
+    renews: 'all' | 'attached',
+  ): void {
+    link.send({
+      type: 'node.heartbeat.ack',
+      seq,
+      server_time: new Date(clock.wall_ms()).toISOString(),
+      epoch: link.epoch,
+      ...(renews === 'attached' && { renews }),
+      desired: desiredOf(node),
+      want,
+      warnings: node.warnings,
+      discoveries: discoveries.openOf(node),
+    });
+  }
+
+  /** Not with their next beats: a node may stop what it has before it sends one. */
+  function renewed(): void {
+    for (const [node, { link, seq }] of half_renewed) {
+      if (node.link === link) acknowledge(node, link, seq, [], 'all');
+    }
+    half_renewed.clear();
   }
 
   function onInventory(node: FleetNode, link: Link, items: readonly unknown[]): void {
@@ -278,6 +301,7 @@ export function createConnections(deps: ConnectionDeps): Connections {
   function onClosed(node: FleetNode, link: Link, reason: string): void {
     if (node.link !== link) return;
     node.link = null;
+    half_renewed.delete(node);
     step(node, { type: 'closed', reason });
   }
 

@@ -65,6 +65,8 @@ export interface Fleet {
   join(peer: NodePeer, ws: LinkSocket, socket: Corkable): Promise<void>;
   /** Another replica is no more. */
   died(replica: string): void;
+  /** This replica's row moves again after it stood still for H. */
+  renewed(): void;
   /** What other replicas write of their nodes, from here on. */
   follow(): Promise<Mirror | null>;
   /** Nodes without a WebSocket. */
@@ -204,6 +206,7 @@ export function createFleet(deps: FleetDeps): Fleet {
     revoke: (id) => change(id, () => store.revokeNode(id, clock.wall_ms())),
     forget,
     died: (other) => connections.orphan(other),
+    renewed: () => connections.renewed(),
     follow,
     upgrade,
     peer,

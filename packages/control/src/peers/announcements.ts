@@ -18,11 +18,11 @@ import type { Announcement, Work } from './peer-messages.ts';
 /**
  * Work that waits for a slot, told to those who may have one.
  *
- * Of ours: waiting ──50 ms, or at once where only nodes of others could serve it──▶ told to all ──300 ms──▶ told to each
+ * Of ours: waiting ──50 ms, or at once where only nodes of others could serve it──▶ told to all ──200 ms──▶ told to each
  *          ──given away, or ended──▶ taken back.
  * Of others: told ──▶ known here, in the order of its key ──claimed, taken back, not told for 2 s──▶ gone.
  *
- * What all are told is a hint, and may be lost. What still waits is told to each on the channel to it, every 300 ms: a
+ * What all are told is a hint, and may be lost. What still waits is told to each on the channel to it, every 200 ms: a
  * channel sees what it loses, and begins anew with what waits.
  */
 /** What is known of a job that waits at another replica. */
@@ -46,7 +46,7 @@ export interface Announcements {
 }
 
 const TELL_AFTER_MS = 50;
-const TELL_AGAIN_MS = 300;
+const TELL_AGAIN_MS = 200;
 const FORGET_AFTER_MS = 2000;
 /** In one message, with what their labels may come to: a bus takes no message of a megabyte. */
 const TOLD_MOST = 100;

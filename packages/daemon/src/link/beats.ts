@@ -25,6 +25,7 @@ export class Beats {
   readonly #events: BeatsEvents;
   readonly #unanswered = new Map<number, { at_ms: number; lease_ms: number }>();
   #timings: Timings | null = null;
+  #last: { seq: number; lease_ms: number } | null = null;
   #next: Timer | null = null;
   #dead: Timer | null = null;
   #seq = 0;
@@ -47,6 +48,7 @@ export class Beats {
   stop(): void {
     this.#timings = null;
     this.#unanswered.clear();
+    this.#last = null;
     this.#next?.cancel();
     this.#dead?.cancel();
     this.#next = null;
@@ -64,9 +66,15 @@ export class Beats {
   acknowledged(seq: number): AckedBeat | undefined {
     const beat = this.#unanswered.get(seq);
     if (beat === undefined) return undefined;
+    this.#last = { seq, lease_ms: beat.lease_ms };
     for (const older of this.#unanswered.keys()) if (older <= seq) this.#unanswered.delete(older);
     this.#watch();
     return { sent_ms: beat.lease_ms, rtt_ms: this.#clock.now_ms() - beat.at_ms };
+  }
+
+  /** The last acknowledged beat is acknowledged again. @returns when it was sent; undefined: it is another one */
+  acknowledgedAgain(seq: number): number | undefined {
+    return this.#last?.seq === seq ? this.#last.lease_ms : undefined;
   }
 
   #beat(): void {

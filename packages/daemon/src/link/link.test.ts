@@ -1,7 +1,7 @@
 import { once } from 'node:events';
 import type { ServerResponse } from 'node:http';
 import { type AddressInfo, type Server, createServer } from 'node:net';
-import { MESSAGE_MAX_BYTES, encodeFrame } from '@flotilla/protocol';
+import { MESSAGE_MAX_BYTES, STORE_OWNER, encodeFrame } from '@flotilla/protocol';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { LinkBench } from '../testing/link-bench.ts';
 import { delta, sse } from '../testing/scripted-backend.ts';
@@ -95,6 +95,24 @@ describe('the link', () => {
     expect(bench.posts('disconnected')[0]?.reason).toContain('No beat was acknowledged');
     bench.control.ack_beats = true;
     await bench.up(2);
+  });
+
+  test('a beat that was acknowledged for attached work alone counts for all when it is acknowledged again', async () => {
+    const open = holdAnswers();
+    bench.control.heartbeat_ms = 1000;
+    bench.control.renews = 'attached';
+    await bench.start();
+    await bench.up();
+    const { control } = bench;
+    control.offer('job_a', { owner: STORE_OWNER });
+    await control.until(() => open.length === 1);
+    const { seq } = await control.message('node.heartbeat', undefined, 2);
+    control.send({ type: 'node.heartbeat.ack', seq, server_time: '', epoch: 1 });
+    // By now the lease of detached work would be over that began with the registration.
+    await control.message('node.heartbeat', undefined, 3);
+    expect([bench.link.attempts.live, bench.posts('fenced')]).toEqual([1, []]);
+    await control.until(() => bench.posts('fenced').length === 1);
+    expect(bench.backend.requests.length).toBe(1);
   });
 
   test('survives whatever the control plane sends', async () => {

@@ -262,9 +262,14 @@ export class Session {
   }
 
   #beatAcknowledged(ack: ControlMessageOf<'node.heartbeat.ack'>): void {
-    const beat = this.#beats.acknowledged(ack.seq);
-    if (beat === undefined) return;
     const { guard, timings: t, attempts, clock } = this.#host;
+    const beat = this.#beats.acknowledged(ack.seq);
+    if (beat === undefined) {
+      // It was answered for attached work alone, and counts for all now that the store is back.
+      const sent_ms = this.#beats.acknowledgedAgain(ack.seq);
+      if (sent_ms !== undefined) guard.renew(sent_ms, t, ack.renews ?? 'all');
+      return;
+    }
     this.#rtt_ms = beat.rtt_ms;
     guard.renew(beat.sent_ms, t, ack.renews ?? 'all');
     this.#outbox.roundTrip(beat.rtt_ms, t.heartbeat_ms);

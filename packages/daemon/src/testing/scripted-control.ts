@@ -71,6 +71,8 @@ export class ScriptedControl {
     verdict: 'abandon',
   });
   want: string[] = [];
+  /** What acknowledgements renew, where that is less than all. */
+  renews: 'attached' | undefined;
   drain_ms: number | undefined;
 
   readonly registrations: NodeMessageOf<'node.register'>[] = [];
@@ -260,6 +262,7 @@ export class ScriptedControl {
         epoch: this.#epoch,
         desired: { cordoned: false, ...(this.drain_ms === undefined ? {} : { drain_ms: this.drain_ms }) },
         want: this.want.splice(0),
+        ...(this.renews !== undefined && { renews: this.renews }),
       });
     } else if (message.type === 'inventory.sync') {
       this.send({ type: 'inventory.verdicts', verdicts: this.#judge(readInventory(message.inventory)) });
