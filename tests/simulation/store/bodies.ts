@@ -23,10 +23,11 @@ export function deleteBodies(tables: Tables, id: string): boolean {
 
 export function eraseBodies(tables: Tables, limit: number): number {
   const now = tables.now_ms();
-  const over = [...tables.bodies]
-    .filter(([, { erase_at }]) => erase_at !== null && erase_at <= now)
-    .sort(([, a], [, b]) => a.erase_at! - b.erase_at!)
-    .slice(0, limit);
-  for (const [job] of over) tables.bodies.delete(job);
-  return over.length;
+  const over: { job: string; erase_at: number }[] = [];
+  for (const [job, { erase_at }] of tables.bodies) {
+    if (erase_at !== null && erase_at <= now) over.push({ job, erase_at });
+  }
+  const gone = over.sort((a, b) => a.erase_at - b.erase_at).slice(0, limit);
+  for (const { job } of gone) tables.bodies.delete(job);
+  return gone.length;
 }

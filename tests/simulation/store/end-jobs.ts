@@ -12,19 +12,16 @@ export function cancelJob(tables: Tables, id: string, message: string): Cancella
 
 export function expireJobs(tables: Tables, limit: number, spared: readonly string[]): EndedJob[] {
   const now = tables.now_ms();
-  return withDeadline(tables, spared)
-    .filter(({ deadline_at }) => deadline_at! <= now)
+  return tables.jobs
+    .openWhere((job) => job.deadline_at !== null && job.deadline_at <= now && !isSpared(job, spared))
     .sort((a, b) => a.deadline_at! - b.deadline_at!)
     .slice(0, limit)
     .map((job) => end(tables, job, job.state === 'running' ? RUN_TIMEOUT : QUEUE_TIMEOUT));
 }
 
-/** Open, with a deadline that counts: not while somebody holds it and it, or its node, is spared. */
-export function withDeadline(tables: Tables, spared: readonly string[]): JobRow[] {
-  return [...tables.jobs.open()].filter(
-    ({ id, state, node, deadline_at }) =>
-      deadline_at !== null && (state === 'queued' || !(spared.includes(node!) || spared.includes(id))),
-  );
+/** Its deadline does not count: somebody holds it, and it or its node is spared. */
+export function isSpared({ id, state, node }: JobRow, spared: readonly string[]): boolean {
+  return state !== 'queued' && (spared.includes(id) || spared.includes(node!));
 }
 
 interface End {

@@ -21,7 +21,7 @@ export function heldJobs(tables: Tables, node: string): HeldJob[] {
 }
 
 function heldBy(tables: Tables, node: string): JobRow[] {
-  return [...tables.jobs.open()].filter((job) => job.node === node).sort((a, b) => bytewise(a.id, b.id));
+  return tables.jobs.openWhere((job) => job.node === node).sort((a, b) => bytewise(a.id, b.id));
 }
 
 export function heldNodes(tables: Tables): string[] {

@@ -1,18 +1,20 @@
 import type { ReadyLane } from '@flotilla/core';
-import { withDeadline } from './end-jobs.ts';
+import { isSpared } from './end-jobs.ts';
 import { bytewise, type JobRow, type Tables } from './tables.ts';
 
 export function nextDue(tables: Tables, spared: readonly string[]): number | null {
-  const deadlines = withDeadline(tables, spared).map(({ deadline_at }) => deadline_at!);
-  const backOffs = [...tables.jobs.open()].flatMap(({ not_before }) => not_before ?? []);
-  const times = [...deadlines, ...backOffs];
-  return times.length === 0 ? null : Math.min(...times) - tables.now_ms();
+  let first = Infinity;
+  for (const job of tables.jobs.open()) {
+    if (job.deadline_at !== null && !isSpared(job, spared)) first = Math.min(first, job.deadline_at);
+    if (job.not_before !== null) first = Math.min(first, job.not_before);
+  }
+  return first === Infinity ? null : first - tables.now_ms();
 }
 
 export function readyJobs(tables: Tables, limit: number): string[] {
   const now = tables.now_ms();
-  const over = [...tables.jobs.open()]
-    .filter(({ not_before }) => not_before !== null && not_before <= now)
+  const over = tables.jobs
+    .openWhere(({ not_before }) => not_before !== null && not_before <= now)
     .sort((a, b) => a.not_before! - b.not_before!)
     .slice(0, limit);
   for (const job of over) tables.jobs.put({ ...job, not_before: null });

@@ -17,5 +17,6 @@ export function refuseFractions(value: unknown): void {
     throw rowRefused('22P02', `invalid input syntax for type bigint: "${value}"`);
   }
   if (typeof value !== 'object' || value === null) return;
-  for (const [name, inner] of Object.entries(value)) if (!JSON_COLUMNS.has(name)) refuseFractions(inner);
+  if (Array.isArray(value)) value.forEach(refuseFractions);
+  else for (const name in value) if (!JSON_COLUMNS.has(name)) refuseFractions(value[name as never]);
 }

@@ -159,6 +159,12 @@ class JobTable {
     return this.#open.values();
   }
 
+  openWhere(wanted: (row: JobRow) => boolean): JobRow[] {
+    const rows: JobRow[] = [];
+    for (const row of this.#open.values()) if (wanted(row)) rows.push(row);
+    return rows;
+  }
+
   /** The smallest order key first. */
   ready(lane: string): readonly JobRow[] {
     return this.#ready.get(lane) ?? [];

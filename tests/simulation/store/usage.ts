@@ -57,9 +57,10 @@ export function correctUsage(tables: Tables, batch: UsageWord[]): void {
 }
 
 export function loadReservations(tables: Tables, limit: number): Reservation[] {
-  return [...tables.jobs.open()]
-    .flatMap(({ id: job, attached, key, reserved_tokens: tokens, created_at }) =>
-      attached || key === null || tokens === null ? [] : [{ job, key, tokens, created_at }],
+  return tables.jobs
+    .openWhere(({ attached, key }) => !attached && key !== null)
+    .flatMap(({ id: job, key, reserved_tokens: tokens, created_at }) =>
+      tokens === null ? [] : [{ job, key: key!, tokens, created_at }],
     )
     .sort((a, b) => bytewise(a.job, b.job))
     .slice(0, limit);
