@@ -18,7 +18,7 @@ const TIMED = ['tests/e2e/capacity.test.ts', 'tests/e2e/cancellation.test.ts'];
 const LONG = ['tests/long/*.test.ts'];
 
 /** Starts and kills a PostgreSQL and a NATS of its own, whose programs have to be there: `npm run test:chaos`. */
-const CHAOS = ['tests/chaos/chaos.test.ts'];
+const CHAOS = ['tests/chaos/chaos.test.ts', 'tests/chaos/full-disk.test.ts'];
 
 /** Installs the package as a user would, from the registry that npm is told of: `npm run test:package`. */
 const PACKAGED = ['tests/e2e/package.test.ts'];

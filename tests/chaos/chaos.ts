@@ -3,12 +3,12 @@ import type { JobView, NodeView } from '@flotilla/protocol';
 import pg from 'pg';
 import { seededRandom } from '../support/seeded-random.ts';
 import { until } from '../support/until.ts';
-import { saidIn } from './answers.ts';
 import { type Violation, violationsOf } from './check.ts';
 import { call, type Clients, openClients } from './clients.ts';
 import { breakThings, planFaults } from './faults.ts';
 import { type Fleet, openFleet, type Replica } from './fleet.ts';
 import { openHistory, readHistory } from './history.ts';
+import { storedJobs } from './stored.ts';
 
 /**
  * One run: a fleet, clients that ask it for all that it does, and faults; then peace, and the judgement of what
@@ -221,27 +221,7 @@ function storeOf(connectionString: string) {
         ([row]) => row!.open,
         () => undefined,
       ),
-    jobs: async () =>
-      (
-        await rows<{
-          id: string;
-          key: string;
-          state: string;
-          error: string | null;
-          result: string | null;
-          succeeded: number;
-          usages: number;
-        }>(
-          `select j.id, j.idempotency_key as key, j.state, j.error_code as error, b.result,
-             (select count(*)::int from attempts a where a.job = j.id and a.outcome = 'succeeded') as succeeded,
-             (select count(*)::int from usage u where u.job = j.id) as usages
-           from jobs j join job_bodies b on b.job = j.id`,
-        )
-      ).map(({ key, result, ...row }) => ({
-        ...row,
-        number: Number(key.replace('job-', '')),
-        said: result === null ? null : saidIn(JSON.parse(result)),
-      })),
+    jobs: () => storedJobs(rows),
     records: () =>
       rows<{ request_id: string; succeeded: number }>(
         `select request_id, count(*) filter (where outcome = 'succeeded')::int as succeeded

@@ -1,6 +1,6 @@
 import { execFile, execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
-import { rm, writeFile } from 'node:fs/promises';
+import { rm, statfs, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
@@ -9,10 +9,10 @@ import { until } from './until.ts';
 /** Only root may put another disk in a folder's place, and not in every container. */
 export const MAY_MOUNT = mayMount();
 
-/** A disk of a few pages in the place of a folder; what was there is there again afterwards. */
+/** A small disk in the place of a folder; what was there is there again afterwards. */
 export interface SmallDisk {
-  /** No byte more fits on it. */
-  fill(): Promise<void>;
+  /** No byte more fits on it, or only so many. */
+  fill(leave_bytes?: number): Promise<void>;
   empty(): Promise<void>;
   /** From now on it takes nothing, and can be read. */
   makeReadOnly(): Promise<void>;
@@ -27,11 +27,15 @@ export async function mountSmallDisk(path: string, options = 'size=64k'): Promis
   await run('mount', ['-t', 'tmpfs', '-o', options, 'tmpfs', path]);
   let mounted = true;
   return {
-    async fill() {
-      const full = await writeFile(join(path, FILLER), Buffer.alloc(1 << 20)).catch(
+    async fill(leave_bytes = 0) {
+      const { bavail, bsize } = await statfs(path);
+      const free_bytes = bavail * bsize;
+      const wanted_bytes = leave_bytes === 0 ? free_bytes + bsize : free_bytes - leave_bytes;
+      const full = await writeFile(join(path, FILLER), Buffer.alloc(wanted_bytes)).catch(
         (error: unknown) => error,
       );
-      if ((full as NodeJS.ErrnoException | undefined)?.code !== 'ENOSPC') throw new Error('It is not full.');
+      if (leave_bytes === 0 && (full as NodeJS.ErrnoException | undefined)?.code !== 'ENOSPC')
+        throw new Error('It is not full.');
     },
     empty: () => rm(join(path, FILLER)),
     makeReadOnly: async () => void (await run('mount', ['-o', 'remount,ro', path])),

@@ -89,6 +89,8 @@ export interface WorldOptions {
   nats_url?: string;
   /** A database of the test's own, that it drops itself. */
   database_url?: string;
+  /** Where the embedded store is to be, instead of `<dir>/plane`. */
+  data_dir?: string;
 }
 
 const ADMIN_KEY = `flk_test-${'x'.repeat(40)}`;
@@ -99,11 +101,13 @@ export async function openWorld({
   cuttable_store = false,
   nats_url,
   database_url,
+  data_dir: given_data_dir,
 }: WorldOptions = {}): Promise<World> {
   const dir = await mkdtemp(join(tmpdir(), 'flotilla-world-'));
   const database =
     database_url === undefined ? await testDatabaseUrl() : { url: database_url, drop: async () => undefined };
-  if (database === undefined) await fillDataDir(join(dir, 'plane'));
+  const data_dir = given_data_dir ?? join(dir, 'plane');
+  if (database === undefined) await fillDataDir(data_dir);
   const programs: Program[] = [];
   const closers: (() => Promise<void>)[] = [];
   const store_url = database === undefined ? undefined : new URL(database.url);
@@ -118,7 +122,7 @@ export async function openWorld({
   const settings = {
     FLOTILLA_HOST: '127.0.0.1',
     FLOTILLA_ADMIN_KEY: ADMIN_KEY,
-    FLOTILLA_DATA_DIR: join(dir, 'plane'),
+    FLOTILLA_DATA_DIR: data_dir,
     FLOTILLA_HEARTBEAT_MS: String(heartbeat_ms),
     ...(store_url === undefined ? {} : { DATABASE_URL: store_url.href }),
     ...(nats_url !== undefined && { NATS_URL: nats_url }),

@@ -18,6 +18,8 @@ export type Request = Work & { id: number };
 export interface Failure {
   message: string;
   code?: string;
+  /** The engine cannot be asked anything more: this thread has to be replaced. */
+  fatal?: true;
 }
 export type Answer = { id: number; rows: unknown[] } | { id: number; failure: Failure };
 

@@ -13,6 +13,9 @@ import { PgliteSession } from './pglite-session.ts';
  *
  *     free ── begin ──▶ held(transaction) ── end, or nothing heard for 10 s ──▶ free
  *
+ * After a PANIC, as where the log finds no room on the disk, PGlite keeps its locks, and the next statement would wait for
+ * them on this thread for ever. So it is told (`fatal`), nothing more is served, and the main thread replaces this one.
+ *
  * While it is held only its own requests are served; the others wait. A holder that falls silent is rolled back, and
  * what it sends afterwards is refused. When the process dies, what was not committed is gone.
  */
@@ -70,7 +73,9 @@ async function work(): Promise<void> {
       const rows = await serve(request);
       port.postMessage({ id: request.id, rows } satisfies Answer);
     } catch (error) {
-      port.postMessage({ id: request.id, failure: failureOf(error) } satisfies Answer);
+      const failure = failureOf(error);
+      port.postMessage({ id: request.id, failure } satisfies Answer);
+      if (failure.fatal === true) return; // and stays at work: what comes is not begun
     }
   }
   working = false;
@@ -126,5 +131,13 @@ async function abandon(): Promise<void> {
 function failureOf(error: unknown): Failure {
   const failure: Failure = { message: error instanceof Error ? error.message : String(error) };
   if (error instanceof Error && 'code' in error && typeof error.code === 'string') failure.code = error.code;
+  if (isFatal(error)) failure.fatal = true;
   return failure;
+}
+
+function isFatal(error: unknown): boolean {
+  if (!(error instanceof Error)) return false;
+  // The code itself has given up, or what it calls `abort`.
+  if (error.name === 'RuntimeError') return true;
+  return 'severity' in error && (error.severity === 'PANIC' || error.severity === 'FATAL');
 }

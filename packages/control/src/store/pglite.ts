@@ -1,6 +1,7 @@
 import { chmodSync, existsSync, mkdirSync } from 'node:fs';
 import { mkdtemp, rm, statfs } from 'node:fs/promises';
 import { join, resolve } from 'node:path';
+import { setTimeout as pause } from 'node:timers/promises';
 import { Worker } from 'node:worker_threads';
 import type { Log } from '@flotilla/core';
 import { FlotillaError } from '@flotilla/protocol';
@@ -16,7 +17,12 @@ import { BEGIN_SNAPSHOT, type Engine, type Param, type Snapshot, type Sql, type 
  * the requests that wait for its answers. PGlite never runs on this thread, where a long statement would stop beats.
  *
  *     opening ── worker says so ──▶ open ── close() ──▶ closed
- *                                    └── worker dies ──▶ broken: what waits and what comes is `unavailable`
+ *                                    │ ▲
+ *           worker dies, or may no ──┘ └── another worker has opened it (tried again for as long as it cannot)
+ *           longer be asked ──▶ broken: what waits and what comes is `unavailable`
+ *
+ * What brings a worker down, a disk without room for its log above all, passes; and who would wait for somebody to start
+ * this process again would serve nobody until then.
  */
 export async function openPglite(data_dir: string, log: Log): Promise<Engine> {
   const directory = resolve(data_dir);
@@ -82,6 +88,10 @@ async function startWorker(options: WorkerOptions): Promise<Worker> {
 const MIB = 1024 * 1024;
 const ROOM_LEFT_BYTES = 256 * MIB;
 
+/** Until the store is opened again; twice that after each failure. */
+const REOPEN_AFTER_MS = 250;
+const REOPEN_MOST_MS = 5000;
+
 interface Waiter {
   resolve(rows: unknown[]): void;
   reject(error: Error): void;
@@ -91,7 +101,7 @@ class Pglite implements Engine {
   readonly kind = 'embedded';
   readonly durability = 'process death';
   readonly #directory: string;
-  readonly #worker: Worker;
+  #worker: Worker;
   readonly #lock: DataDirLock | null;
   readonly #log: Log;
   readonly #stopUpkeep: () => void;
@@ -99,17 +109,15 @@ class Pglite implements Engine {
   #requests = 0;
   #transactions = 0;
   #broken: Error | undefined;
+  #reopening: Promise<void> | undefined;
+  readonly #closing = new AbortController();
 
   constructor(directory: string, worker: Worker, lock: DataDirLock | null, log: Log) {
     this.#directory = directory;
     this.#worker = worker;
     this.#lock = lock;
     this.#log = log;
-    worker.on('message', (answer: Answer) => this.#settle(answer));
-    worker.on('error', (error) => this.#break(error, log));
-    worker.on('exit', (code) =>
-      this.#break(new Error(`The thread of the embedded store ended with code ${code}.`), log),
-    );
+    this.#listen(worker);
     // What is open for one purpose only is gone before it needs any; a snapshot could not be vacuumed at all.
     this.#stopUpkeep = lock === null ? () => undefined : startUpkeep(this, log);
   }
@@ -184,8 +192,13 @@ class Pglite implements Engine {
 
   async close(): Promise<void> {
     this.#stopUpkeep();
+    this.#closing.abort();
+    await this.#reopening;
     if (this.#broken === undefined) {
-      await this.#ask({ do: 'close' });
+      // A disk that is full keeps it from writing what it would begin with next time; nothing is lost.
+      await this.#ask({ do: 'close' }).catch((error: unknown) => {
+        this.#log.warn({ error }, 'The embedded store could not be closed in order.');
+      });
       this.#broken = new Error('The store is closed.');
     }
     await this.#worker.terminate();
@@ -210,19 +223,54 @@ class Pglite implements Engine {
     });
   }
 
+  #listen(worker: Worker): void {
+    worker.on('message', (answer: Answer) => this.#settle(answer));
+    worker.on('error', (error) => this.#break(error));
+    worker.on('exit', (code) =>
+      this.#break(new Error(`The thread of the embedded store ended with code ${code}.`)),
+    );
+  }
+
   #settle(answer: Answer): void {
     const waiter = this.#waiters.get(answer.id);
     this.#waiters.delete(answer.id);
-    if ('rows' in answer) waiter?.resolve(answer.rows);
-    else waiter?.reject(asStoreError(errorOf(answer.failure)));
+    if ('rows' in answer) return waiter?.resolve(answer.rows);
+    waiter?.reject(asStoreError(errorOf(answer.failure)));
+    if (answer.failure.fatal === true) this.#break(errorOf(answer.failure));
   }
 
-  #break(error: Error, log: Log): void {
+  #break(error: Error): void {
     if (this.#broken !== undefined) return;
     this.#broken = error;
-    log.error({ err: error.message }, 'The embedded store has stopped; restart this process.');
+    this.#log.error(
+      { err: error.message },
+      'The embedded store has stopped; it is opened again. If its disk is full, make room.',
+    );
     for (const waiter of this.#waiters.values()) waiter.reject(asStoreError(error));
     this.#waiters.clear();
+    this.#worker.removeAllListeners();
+    // It may be thrown by a thread that is about to end.
+    this.#worker.on('error', () => undefined);
+    // What is open for one purpose only is opened anew by whoever has it.
+    if (this.#lock !== null) this.#reopening = this.#reopen();
+  }
+
+  async #reopen(): Promise<void> {
+    await this.#worker.terminate();
+    const { signal } = this.#closing;
+    for (let delay_ms = REOPEN_AFTER_MS; ; delay_ms = Math.min(2 * delay_ms, REOPEN_MOST_MS)) {
+      await pause(delay_ms, undefined, { signal }).catch(() => undefined);
+      if (signal.aborted) return;
+      try {
+        this.#worker = await startWorker({ data_dir: this.#directory });
+        break;
+      } catch (error) {
+        this.#log.warn({ error }, 'The embedded store cannot be opened again yet.');
+      }
+    }
+    this.#listen(this.#worker);
+    this.#broken = undefined;
+    this.#log.info({}, 'The embedded store is open again.');
   }
 }
 
