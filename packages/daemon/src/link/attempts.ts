@@ -39,6 +39,8 @@ export interface AttemptsTools {
   dropped: (attempt: Attempt) => void;
   /** Tells the main thread, which writes it. */
   journal: (message: Extract<FromLink, { type: 'journal_keep' | 'journal_drop' }>) => void;
+  /** Whether detached work may be begun: its lease is not over. What was begun under one that is over is stopped by that. */
+  leased: () => boolean;
   /** `journal_health` is another one: the control plane is to know. */
   journalTurned: () => void;
 }
@@ -262,6 +264,8 @@ export class Attempts {
     if (offer.kind !== 'inference') return 'unsupported_kind';
     if (unknown_backend) return 'unknown_backend';
     if (offer.body_length > BODY_MAX_BYTES) return 'body_too_large';
+    // What a process finds in its socket after it stood still may be somebody else's by now.
+    if (offer.owner === STORE_OWNER && !this.#tools.leased()) return 'no_lease';
     if (offer.owner === STORE_OWNER && this.#disk.health === 'down') return 'journal_unwritable';
     if (offer.owner === STORE_OWNER && this.#journalFull()) return 'journal_full';
     return this.#inventory_bytes + itemBytes(offer) > INVENTORY_MAX_BYTES ? 'no_slot' : undefined;
@@ -287,7 +291,8 @@ export class Attempts {
 
   bodyEnd(stream: number, length: number, complete: boolean): void {
     const attempt = this.#by_stream.get(stream);
-    if (attempt === undefined || attempt.endBody(length, complete)) return;
+    if (attempt === undefined || (attempt.detached && !this.#tools.leased())) return;
+    if (attempt.endBody(length, complete)) return;
     // Its sender gave up in the middle, or counted otherwise than the offer.
     if (complete) attempt.refuse('The request body is not as long as was offered.');
     else this.#releaseAndTell(attempt);

@@ -54,6 +54,12 @@ export class Guard {
     }
   }
 
+  /** Whether detached work may be begun, by the lease clock. */
+  allowsDetached(): boolean {
+    this.check();
+    return this.#leases[1]!.lease.sent_ms !== null;
+  }
+
   linkUp(): void {
     this.#drop_timer?.cancel();
     this.#drop_timer = null;

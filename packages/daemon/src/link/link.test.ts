@@ -417,6 +417,38 @@ describe('slots', () => {
   });
 });
 
+describe('a machine that has slept through its lease', () => {
+  const detached = { owner: STORE_OWNER };
+
+  test('begins no detached work that was offered before: another node may have it', async () => {
+    bench.control.heartbeat_ms = 5000;
+    await bench.start();
+    await bench.up();
+    const { control } = bench;
+    bench.slept_ms = 60_000;
+    control.offer('job_a', detached);
+    expect(await control.message('job.rejected', 'job_a')).toMatchObject({ reason: 'no_lease' });
+    control.offer('job_b');
+    await control.message('job.completed', 'job_b');
+    expect(bench.backend.requests).toHaveLength(1);
+  });
+
+  test('begins none whose request was on its way', async () => {
+    bench.control.heartbeat_ms = 5000;
+    await bench.start();
+    await bench.up();
+    const { control } = bench;
+    const body = '{"model":"m"}';
+    const stream = control.offer('job_a', { ...detached, body, without_body: true });
+    await control.message('job.accepted', 'job_a');
+    bench.slept_ms = 60_000;
+    control.sendBody(stream, body);
+    await control.until(() => bench.posts('fenced').length === 1);
+    expect(bench.link.slots.load()[0]?.in_flight).toBe(0);
+    expect(bench.backend.requests).toEqual([]);
+  });
+});
+
 describe('without a link', () => {
   test('the node fences itself before its lease ends: it stops the work and forgets it', async () => {
     const open = holdAnswers();

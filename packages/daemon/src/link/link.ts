@@ -110,6 +110,7 @@ export class Link implements SessionHost {
       ended: (attempt, done) => this.#reports.ended(attempt, done),
       dropped: (attempt) => this.#reports.dropped(attempt),
       journal: post,
+      leased: () => this.guard.allowsDetached(),
       journalTurned: () => this.#session?.beatNow(),
     });
     this.attempts.noteDisk(data.journal_health);

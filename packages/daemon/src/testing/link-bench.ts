@@ -11,6 +11,8 @@ export class LinkBench {
   readonly backend = new ScriptedBackend();
   readonly posted: FromLink[] = [];
   slots = 4;
+  /** How long its machine has slept. */
+  slept_ms = 0;
   #link: Link | null = null;
 
   get link(): Link {
@@ -48,10 +50,12 @@ export class LinkBench {
     this.backend.changed = () => this.control.nudge();
     await Promise.all([this.control.listen(), this.backend.listen()]);
     const changed = data(this.data());
+    const machine = thisMachine(changed.connect_timeout_ms);
     this.#link = new Link({
       data: changed,
       machine: {
-        ...thisMachine(changed.connect_timeout_ms),
+        ...machine,
+        lease_clock: () => machine.lease_clock() + this.slept_ms,
         random: { ...systemRandom, next: () => chance },
       },
       post: (message) => {

@@ -194,14 +194,16 @@ export class ScriptedControl {
       deadlines: { run_ms: 60_000, first_byte_ms: 30_000, idle_ms: 30_000, ...options.deadlines },
       request_id: `req-${job}`,
     });
-    if (options.without_body !== true) {
-      const out = new OutStream({ kind: FRAME_KIND.requestBody });
-      this.outbox?.attach(stream, out, { acked_offset: 0, head_received: true });
-      out.push(body);
-      out.end('complete');
-    }
+    if (options.without_body !== true) this.sendBody(stream, body);
     this.#tcp?.uncork();
     return stream;
+  }
+
+  sendBody(stream: number, body: string | Buffer): void {
+    const out = new OutStream({ kind: FRAME_KIND.requestBody });
+    this.outbox?.attach(stream, out, { acked_offset: 0, head_received: true });
+    out.push(Buffer.from(body));
+    out.end('complete');
   }
 
   /** A stream number on this connection, for a verdict. */
