@@ -180,6 +180,8 @@ export function createGrants({ clock, settings, metrics, freed }: GrantDeps): Gr
       node.failures += 1;
       job.owner.failedBy(job, node.id);
     }
+    // It is linked to another replica by now, and tells that one that it has let go.
+    if (node.replica !== null && attempt.link?.open !== true) settleSlot(attempt);
   }
 
   function tell(job: ActiveJob, message: 'cancel' | 'abandon', reason: string): void {

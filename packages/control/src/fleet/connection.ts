@@ -68,6 +68,8 @@ export interface Connections {
   desiredOf(node: FleetNode): ControlMessageOf<'node.heartbeat.ack'>['desired'];
   /** Another replica has written this of the node. */
   elsewhere(node: FleetNode, moved: MovedNode): void;
+  /** A connection that is no more has taken this epoch of the node. */
+  overtaken(node: FleetNode, epoch: number): void;
   /** A replica is no more: its nodes are nobody's. */
   orphan(replica: string): void;
   /** Beats that were answered for attached work alone count for all: others know again that this replica lives. */
@@ -93,7 +95,7 @@ export function createConnections(deps: ConnectionDeps): Connections {
   const unasked_ms = new WeakMap<Link, number>();
   /** The last beats that were answered for attached work alone. */
   const half_renewed = new Map<FleetNode, { link: Link; seq: number }>();
-  return { take, step, desiredOf, elsewhere, orphan, renewed };
+  return { take, step, desiredOf, elsewhere, overtaken, orphan, renewed };
 
   function take(node: FleetNode, { epoch, message, received_ms, open }: Registration): void {
     const same_process = node.boot_id === message.boot_id;
@@ -342,7 +344,8 @@ export function createConnections(deps: ConnectionDeps): Connections {
    * clients of this replica waits for that one's word, as after a cut of the link.
    */
   function elsewhere(node: FleetNode, moved: MovedNode): void {
-    if (moved.replica === null || moved.replica === deps.replica || moved.epoch < node.epoch) return;
+    if (moved.replica === deps.replica) return overtaken(node, moved.epoch);
+    if (moved.replica === null || moved.epoch < node.epoch) return;
     const { link } = node;
     if (link !== null && moved.epoch === node.epoch) return;
     if (node.replica === null) {
@@ -371,6 +374,16 @@ export function createConnections(deps: ConnectionDeps): Connections {
     if (moved.descriptor !== null) roster.describe(node, moved.descriptor, moved.descriptor_hash ?? '');
     roster.setHealth(node, moved.health ?? []);
     capacityMoved(node);
+  }
+
+  /**
+   * The node has asked for a link and was gone, or its replica was, before it had one: the link that it has here is not the
+   * one that the store knows. What is said on it would be written nowhere, and others would give its work away.
+   */
+  function overtaken(node: FleetNode, epoch: number): void {
+    if (epoch <= node.epoch) return;
+    const message = 'A later connection of this node has come to nothing: it has to register anew.';
+    node.link?.close(CLOSE.tryLater, { code: 'unavailable', message });
   }
 
   function letStoresWorkGo(node: FleetNode): void {

@@ -282,6 +282,7 @@ export function createFleet(deps: FleetDeps): Fleet {
       lives: (other) => shared.lives(other),
       refresh,
       elsewhere: (node, moved) => connections.elsewhere(node, moved),
+      overtaken: (node, epoch) => connections.overtaken(node, epoch),
     });
   }
 

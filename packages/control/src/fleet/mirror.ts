@@ -27,6 +27,8 @@ export interface MirrorDeps {
   /** Reads the nodes anew: one is not known yet. */
   refresh(): Promise<void>;
   elsewhere(node: FleetNode, moved: MovedNode): void;
+  /** A connection that is no more has this epoch of the node. */
+  overtaken(node: FleetNode, epoch: number): void;
 }
 
 const LOOK_EVERY_MS = 500;
@@ -78,9 +80,10 @@ export async function startMirror(deps: MirrorDeps): Promise<Mirror> {
     if (moved.nodes.some(({ id }) => roster.find(id) === undefined)) await deps.refresh();
     for (const row of moved.nodes) {
       const node = roster.find(row.id);
+      if (node === undefined || row.replica === null) continue;
       // Of a replica that is no more, the row says what was; who comes back registers anew.
-      if (node !== undefined && row.replica !== null && (await deps.lives(row.replica)))
-        deps.elsewhere(node, row);
+      if (await deps.lives(row.replica)) deps.elsewhere(node, row);
+      else deps.overtaken(node, row.epoch);
     }
     fleet = moved.fleet;
   }
