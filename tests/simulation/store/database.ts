@@ -153,7 +153,7 @@ const LEFT_OUT = [
   'resealSecrets',
 ] as const satisfies (keyof Store)[];
 
-type StoreCall = keyof typeof OPERATIONS | 'loadNodes' | 'movedNodes';
+export type StoreCall = keyof typeof OPERATIONS | 'loadNodes' | 'movedNodes';
 
 function connect(tables: Tables, reach: Reach): Store {
   const calls = Object.entries(OPERATIONS).map(([name, operation]) => {

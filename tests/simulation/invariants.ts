@@ -1,0 +1,134 @@
+import { isTerminal } from '@flotilla/protocol';
+import type { Call } from './backend.ts';
+import type { Attached, Submitted } from './client.ts';
+import type { Serving } from './replica.ts';
+import type { Database } from './store/database.ts';
+import type { Transition } from './store/tables.ts';
+
+/**
+ * What holds at every moment of every run, whatever goes wrong. Each is a function of what there is to see: rows and
+ * committed transitions, what clients have, what model servers are at work on, the ledgers of control planes. It gives a
+ * sentence where its promise is broken.
+ */
+export type Verdict = string | undefined;
+
+export interface Violation {
+  invariant: Invariant;
+  sentence: string;
+}
+
+export const INVARIANTS = {
+  P1: 'A job acknowledged with 202 is committed, and stays so.',
+  P2: 'No success reaches a client before its record is committed.',
+  P3: 'A job has at most one accepted result, and it is that of the attempt that counts.',
+  P4: 'Detached work is not given to a second node before the first has stopped it.',
+  P6: 'A stream is that of one attempt, byte for byte, and ends as a success only when it is whole.',
+  slots: 'A slot has one holder: what is reserved is held, never beyond what there is.',
+  liveness: 'No node is called offline before its lease has ended.',
+  ends: 'Every job ends, and leaves nothing behind.',
+  sound: 'No process meets a fault of its own.',
+} as const;
+
+export type Invariant = keyof typeof INVARIANTS;
+
+/** P1, of what was acknowledged. */
+export function committed(database: Database, { job }: Submitted): Verdict {
+  if (job === null || database.job(job) !== undefined) return undefined;
+  return `${job} was acknowledged, and the store does not have it.`;
+}
+
+/** P2, of what a client has now. Whole answers of less than a stream are successes with their last byte. */
+export function recorded(database: Database, client: Attached): Verdict {
+  const success = client.stream
+    ? client.received.includes('data: [DONE]')
+    : client.end === 'whole' && client.status === 200;
+  if (!success) return undefined;
+  for (const row of database.jobs()) {
+    if (row.request_id !== client.request_id) continue;
+    const usage = database.usageOf(row.id);
+    if (row.state === 'succeeded' && usage?.outcome === 'succeeded' && usage.node !== null) return undefined;
+    return `${client.request_id} has a success, and its row says ${row.state}.`;
+  }
+  return `${client.request_id} has a success, and there is no row of it.`;
+}
+
+/** P3, of one transition. A row that a replica ended in the name of one that it took for dead may be set right once. */
+export function endsOnce(before: Transition | undefined, moved: Transition, of_orphan: boolean): Verdict {
+  if (before === undefined || !isTerminal(before.to) || of_orphan) return undefined;
+  return `${moved.job} ended as ${before.to}, and then went to ${moved.to}.`;
+}
+
+/** P3, of a success. */
+export function ofItsAttempt(database: Database, moved: Transition, calls: readonly Call[]): Verdict {
+  const result = database.tables.bodies.get(moved.job)?.result ?? null;
+  const row = database.job(moved.job)!;
+  const own = calls.filter(({ request_id }) => request_id === row.request_id);
+  const answered = own.find(({ answers }) => result !== null && answers.includes(result));
+  if (answered === undefined) return `${moved.job} succeeded with what no model server has answered.`;
+  if (answered.attempt === row.attempt && answered.node === row.node) return undefined;
+  return (
+    `${moved.job} succeeded by its attempt ${row.attempt} on ${row.node}, and has the answer to attempt ` +
+    `${answered.attempt} on ${answered.node}.`
+  );
+}
+
+/** P4: nobody else is at work on it when a node is given it, or begins. */
+export function alone(job: string, node: string, at_work: readonly Call[]): Verdict {
+  const other = at_work.find((call) => call.node !== node);
+  return (
+    other && `${job} was given to ${node} while ${other.node} was at work on attempt ${other.attempt} of it.`
+  );
+}
+
+const COMMENTS = /^(?:: [^\n]*\n\n)*/;
+
+/** P6, of what a client has now. */
+export function ofOneAnswer(client: Attached, calls: readonly Call[]): Verdict {
+  if (!client.stream || client.status !== 200) return undefined;
+  const told = client.received.replace(COMMENTS, '');
+  const error = told.indexOf('\n\ndata: {"error"');
+  const bytes = error < 0 ? told : told.slice(0, error);
+  const answers = calls.flatMap((call) => (call.request_id === client.request_id ? call.answers : []));
+  if (bytes !== '' && !answers.some((answer) => answer.startsWith(bytes))) {
+    // An error of ours comes by itself where nothing was said before it.
+    if (/^(?:\n\n)?data: \{"error"/.test(told)) return undefined;
+    return `${client.request_id} has bytes that are no beginning of one answer: ${JSON.stringify(bytes.slice(-200))}`;
+  }
+  // A backend that takes its time over the empty line behind its [DONE] is not waited for.
+  const whole = answers.some((answer) => answer.trimEnd() === bytes.trimEnd());
+  const done = told.includes('data: [DONE]');
+  if (done && error >= 0) return `${client.request_id} has a [DONE], and an error behind it.`;
+  if (done && !whole && client.end !== null) return `${client.request_id} has a [DONE] and not the whole.`;
+  if (client.end === 'whole' && !whole && error < 0 && !told.startsWith('data: {"error"')) {
+    return `${client.request_id} ended without its [DONE], and no error tells so.`;
+  }
+  return undefined;
+}
+
+/** The ledgers of one control plane. */
+export function slotsHeld({ roster }: Pick<Serving, 'roster'>): Verdict {
+  for (const { ledger, record } of roster.all()) {
+    let held = 0;
+    for (const pool of ledger.pools.values()) {
+      held += pool.held.size;
+      if (pool.held.size > pool.capacity)
+        return `${record.name} has ${pool.held.size} of ${pool.capacity} slots taken.`;
+      if (pool.promised < 0) return `${record.name} has ${pool.promised} slots promised.`;
+    }
+    if (held !== ledger.holders.size)
+      return `${record.name} has ${held} slots taken and ${ledger.holders.size} holders.`;
+  }
+  return undefined;
+}
+
+/** Of a node's machine: a model server is asked no more at once than it has slots. */
+export function withinSlots(node: string, slots: number, at_work: ReadonlySet<Call>): Verdict {
+  if (at_work.size <= slots) return undefined;
+  return `The backend of ${node} works on ${at_work.size} requests, and has ${slots} slots.`;
+}
+
+/** @param silent_ms by the clock of the control plane that says so, since it has heard of the node */
+export function leaseOver(node: string, silent_ms: number, lease_ttl_ms: number): Verdict {
+  if (silent_ms >= lease_ttl_ms) return undefined;
+  return `${node} is called offline ${silent_ms.toFixed(1)} ms after it was heard of; its lease is ${lease_ttl_ms} ms.`;
+}

@@ -1,0 +1,22 @@
+import { describe, expect, test } from 'vitest';
+import { INVARIANTS } from './invariants.ts';
+import { PLANTED_BUGS } from './planted-bugs.ts';
+import { World } from './world.ts';
+
+/** Within so many worlds each is found. */
+const SEEDS_MOST = 150;
+
+describe('the simulator finds', () => {
+  test.each(PLANTED_BUGS)('$name ($breaks)', async ({ bug, breaks }) => {
+    const found: string[] = [];
+    for (let seed = 1; seed <= SEEDS_MOST && found.at(-1) !== breaks; seed++) {
+      const { violation } = await new World({ seed, bug }).run();
+      if (violation !== null) found.push(violation.invariant);
+    }
+    expect(found.at(-1)).toBe(breaks);
+  });
+
+  test('one for each invariant at least', () => {
+    expect(new Set(PLANTED_BUGS.map(({ breaks }) => breaks))).toEqual(new Set(Object.keys(INVARIANTS)));
+  });
+});
