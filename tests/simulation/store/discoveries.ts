@@ -25,9 +25,10 @@ export function openDiscovery(tables: Tables, request: NewDiscovery): DiscoveryR
     if (same && (last.finished_at ?? 0) > now - SAME_REFUSAL_MS) return record(tables, last);
   }
   const open = own.find(isOpen);
-  if (open !== undefined && open.expires_at <= now) timeOut(tables, open);
-  else if (open !== undefined && refused === null) return record(tables, open);
+  const late = open !== undefined && open.expires_at <= now;
+  if (open !== undefined && !late && refused === null) return record(tables, open);
   if (tables.discoveries.has(id)) throw notUnique('model_discoveries', id);
+  if (late) timeOut(tables, open);
   const made: DiscoveryRow = {
     id,
     node,
