@@ -210,7 +210,11 @@ async function kill(
         if (!waiting.delete(id)) continue;
         const stood_ms = at_ms - (linked_at_ms.get(id) ?? -Infinity);
         const after_ms = performance.now() - at_ms;
-        attached.push({ after_ms, settled: dying.length === 1 && stood_ms >= RECONNECT_FIRST_AFTER_MS });
+        attached.push({
+          after_ms,
+          served: dying.length < planes.length,
+          settled: dying.length === 1 && stood_ms >= RECONNECT_FIRST_AFTER_MS,
+        });
         linked_at_ms.set(id, performance.now());
       }
       return waiting.size === 0;
@@ -305,7 +309,9 @@ async function readStream(plane: Plane, number: number): Promise<'whole' | 'cut'
 
 interface Attached {
   after_ms: number;
-  /** Another replica was there, and the link had stood for so long that its end does not count as a refusal. */
+  /** Another replica was there. */
+  served: boolean;
+  /** One was killed alone, and the link had stood for so long that its end does not count as a refusal. */
   settled: boolean;
 }
 
@@ -325,7 +331,8 @@ function attachedText(attached: readonly Attached[]): string {
   };
   return (
     `${KILLS} kills of replicas, attached again ${times(attached.map(({ after_ms }) => after_ms))}; ` +
-    `of these, one killed alone after links of 3 s or more: ${times(settledOf(attached))}`
+    `of these, while another lived: ${times(attached.filter(({ served }) => served).map(({ after_ms }) => after_ms))}; ` +
+    `one killed alone after links of 3 s or more: ${times(settledOf(attached))}`
   );
 }
 

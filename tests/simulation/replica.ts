@@ -152,7 +152,7 @@ export class SimReplica {
         background: clock,
         store,
         replica: id,
-        shared: sharedOver(bus, membership, log),
+        shared: sharedOver(bus, membership, clock, log),
         metrics: NO_METRICS,
         traces: NO_TRACES,
         keys,

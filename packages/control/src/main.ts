@@ -272,7 +272,7 @@ async function openShared(
   const installation = await store.installation();
   const bus = openNats({ url: config.nats_url, installation, replica, clock: background, log });
   undo.push(() => bus.close());
-  return sharedOver(bus, membership, log);
+  return sharedOver(bus, membership, background, log);
 }
 
 async function listen(app: FastifyInstance, { host, port }: ControlConfig): Promise<void> {

@@ -151,6 +151,8 @@ export const nodeMessageSchemas = {
     type: z.literal('node.register'),
     id: id.optional().catch(undefined),
     boot_id: id,
+    /** Of this process's last link; absent: it has had none. */
+    epoch: count.optional().catch(undefined),
     protocol: z.object({ min: count, max: count }),
     features: z.array(z.string()).default([]).catch([]),
     /** Read apart, leniently: see `readDescriptor`. */

@@ -1,20 +1,23 @@
-import type { Bus, Log } from '@flotilla/core';
+import type { Bus, Clock, Log } from '@flotilla/core';
 import type { Replica } from '../replica.ts';
 import { createHints, type Hints } from './hints.ts';
+import { createQuestions, type Questions } from './questions.ts';
 
 /** What makes a replica one of several: the bus, what is told on it, and who else there is. */
 export interface Shared {
   bus: Bus;
   hints: Hints;
+  questions: Questions;
   lives(replica: string): Promise<boolean>;
   others(): Iterable<string>;
   bumpAge_ms(): number;
 }
 
-export function sharedOver(bus: Bus, membership: Replica, log: Log): Shared {
+export function sharedOver(bus: Bus, membership: Replica, clock: Clock, log: Log): Shared {
   return {
     bus,
     hints: createHints(bus, log),
+    questions: createQuestions(bus, clock),
     lives: (other) => membership.lives(other),
     others: () => membership.others(),
     bumpAge_ms: () => membership.bumpAge_ms(),

@@ -15,12 +15,20 @@ import {
   BRAKE_MAX_MS,
   stepBrake,
 } from '@flotilla/core';
-import { type Descriptor, FlotillaError, MESSAGE_MAX_BYTES, type NodeView, makeId } from '@flotilla/protocol';
+import {
+  type Descriptor,
+  FlotillaError,
+  MESSAGE_MAX_BYTES,
+  type NodeMessageOf,
+  type NodeView,
+  makeId,
+} from '@flotilla/protocol';
 import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
 import { WebSocketServer } from 'ws';
 import { hashCredential, makeCredential } from '../accounts/credential.ts';
 import type { Hints } from '../bus/hints.ts';
+import { ANSWER_WITHIN_MS, type Questions } from '../bus/questions.ts';
 import type { Dispatcher } from '../dispatch/dispatcher.ts';
 import type { Discoveries } from '../discovery/discoveries.ts';
 import { createConnections } from './connection.ts';
@@ -30,7 +38,7 @@ import { latestWriter } from './latest-writer.ts';
 import { CLOSE, type Corkable, type LinkSocket } from './link.ts';
 import { type Mirror, startMirror } from './mirror.ts';
 import type { FleetNode } from './node.ts';
-import { type Registration, takeRegistration } from './registration.ts';
+import { type Registration, incumbentAnswers, takeRegistration } from './registration.ts';
 import type { Roster } from './roster.ts';
 import { nodeView } from './view.ts';
 import { createWatch } from './watch.ts';
@@ -91,6 +99,7 @@ export interface FleetDeps {
     lives(replica: string): Promise<boolean>;
     bumpAge_ms(): number;
     hints: Pick<Hints, 'tell'>;
+    questions: Pick<Questions, 'inUse' | 'onInUse'>;
   } | null;
   timings: Timings;
   roster: Roster;
@@ -182,6 +191,11 @@ export function createFleet(deps: FleetDeps): Fleet {
     holdingBack: () => brake.held_since_ms !== null,
   });
 
+  deps.shared?.questions.onInUse(async ({ node: id, boot_id }) => {
+    const node = roster.find(id);
+    return node !== undefined && incumbentAnswers(node, boot_id, clock, ANSWER_WITHIN_MS);
+  });
+
   const view = (node: FleetNode) => {
     const shown = nodeView(node, clock, timings);
     if (brake.held_since_ms !== null && suspect.has(node)) shown.why.alarms.push(BRAKE_ALARM);
@@ -216,6 +230,7 @@ export function createFleet(deps: FleetDeps): Fleet {
       log,
       epochs,
       replica,
+      inUseElsewhere,
       desired: (node) => connections.desiredOf(node),
       take: accept,
       used({ node, credential }) {
@@ -425,7 +440,7 @@ export function createFleet(deps: FleetDeps): Fleet {
   async function join(found: NodePeer, ws: LinkSocket, socket: Corkable): Promise<void> {
     const { heartbeat_ms } = timings;
     const registration = await takeRegistration(
-      { clock, log, epochs, replica, heartbeat_ms },
+      { clock, log, epochs, replica, heartbeat_ms, inUseElsewhere },
       found.node,
       ws,
       socket,
@@ -437,6 +452,15 @@ export function createFleet(deps: FleetDeps): Fleet {
       log.warn({ node: found.node.id, error }, 'A node was admitted, and could not be taken up.');
       ws.terminate();
     }
+  }
+
+  /** Who had the last link that is known of is the process that is asked about: of a replica that died nobody is asked. */
+  async function inUseElsewhere(
+    node: FleetNode,
+    { boot_id, epoch = -1 }: NodeMessageOf<'node.register'>,
+  ): Promise<boolean> {
+    if (deps.shared === null || node.replica === null || epoch >= node.epoch) return false;
+    return (await deps.shared.questions.inUse(node.replica, { node: node.id, boot_id })) === true;
   }
 
   /** @throws FlotillaError when that has become impossible while the node was being admitted */

@@ -1,4 +1,3 @@
-import type { Clock, Log } from '@flotilla/core';
 import {
   FlotillaError,
   type NodeBeatAnswer,
@@ -6,10 +5,9 @@ import {
   type NodeRegisterAnswer,
   PROTOCOL_VERSION,
 } from '@flotilla/protocol';
-import type { Epochs } from './epochs.ts';
 import { type HttpSession, httpDescriptor, httpHealth, openHttpSession } from './http-session.ts';
 import type { FleetNode } from './node.ts';
-import { type Registration, admit } from './registration.ts';
+import { type Registration, type RegistrationDeps, admit } from './registration.ts';
 
 /** Nodes that speak plain HTTP: who may come in, and whose session a call belongs to. */
 export interface HttpNodes {
@@ -26,11 +24,7 @@ export interface NodePeer {
   credential: string;
 }
 
-interface HttpNodesDeps {
-  clock: Clock;
-  log: Log;
-  epochs: Epochs;
-  replica: string;
+interface HttpNodesDeps extends Omit<RegistrationDeps, 'heartbeat_ms'> {
   desired(node: FleetNode): NodeBeatAnswer['desired'];
   /** Takes the node's connection up. @throws FlotillaError when it may no longer come in */
   take(peer: NodePeer, registration: Registration): void;

@@ -33,6 +33,8 @@ export interface RegistrationDeps {
   epochs: Epochs;
   replica: string;
   heartbeat_ms: number;
+  /** Another process of the node is linked to another replica, and alive, as that one says. */
+  inUseElsewhere(node: FleetNode, message: NodeMessageOf<'node.register'>): Promise<boolean>;
 }
 
 /** A node that may come in: its message and its new epoch. */
@@ -90,7 +92,7 @@ export async function takeRegistration(
  * @returns undefined when the caller has gone meanwhile
  */
 export async function admit(
-  { clock, epochs }: Pick<RegistrationDeps, 'clock' | 'epochs'>,
+  { clock, epochs, inUseElsewhere }: Pick<RegistrationDeps, 'clock' | 'epochs' | 'inUseElsewhere'>,
   node: FleetNode,
   message: NodeMessageOf<'node.register'>,
   caller: object,
@@ -108,8 +110,10 @@ export async function admit(
   if (node.superseded.includes(message.boot_id)) {
     return refused(CLOSE.superseded, 'node_in_use', 'A newer daemon has this credential now.');
   }
-  if (await incumbentAnswers(node, message.boot_id)) {
-    node.alarm = { text: 'A second daemon tried to connect with this credential.', at_ms: clock.now_ms() };
+  const in_use =
+    (await incumbentAnswers(node, message.boot_id, clock)) || (await inUseElsewhere(node, message));
+  if (in_use) {
+    warnOfSecond(node, clock);
     return refused(
       CLOSE.nodeInUse,
       'node_in_use',
@@ -136,11 +140,21 @@ export async function admit(
   return { epoch };
 }
 
-/** Another process holds the link and is alive. The same process has only lost its old socket. */
-async function incumbentAnswers(node: FleetNode, boot_id: string): Promise<boolean> {
+/** Another process holds the link here and is alive. The same process has only lost its old socket. */
+export async function incumbentAnswers(
+  node: FleetNode,
+  boot_id: string,
+  clock: Clock,
+  within_ms = INCUMBENT_ANSWER_MS,
+): Promise<boolean> {
   const { link } = node;
-  if (link === null || !link.open || node.boot_id === boot_id) return false;
-  return link.alive(INCUMBENT_ANSWER_MS);
+  if (link === null || !link.open || node.boot_id === boot_id || !(await link.alive(within_ms))) return false;
+  warnOfSecond(node, clock);
+  return true;
+}
+
+function warnOfSecond(node: FleetNode, clock: Clock): void {
+  node.alarm = { text: 'A second daemon tried to connect with this credential.', at_ms: clock.now_ms() };
 }
 
 /**

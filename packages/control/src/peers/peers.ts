@@ -1,6 +1,7 @@
 import type { Bus, Clock, Log, Random } from '@flotilla/core';
 import type { InventoryItem } from '@flotilla/protocol';
 import type { Hints } from '../bus/hints.ts';
+import type { Questions } from '../bus/questions.ts';
 import type { Dispatcher, OthersWork } from '../dispatch/dispatcher.ts';
 import type { FleetNode } from '../fleet/node.ts';
 import type { Roster } from '../fleet/roster.ts';
@@ -24,6 +25,7 @@ export interface Peers {
 export interface PeersDeps {
   bus: Bus;
   hints: Pick<Hints, 'take' | 'lost'>;
+  questions: Pick<Questions, 'take'>;
   clock: Clock;
   random: Random;
   log: Log;
@@ -64,6 +66,7 @@ export function startPeers(deps: PeersDeps): Peers {
       else work.take(from, announced);
     },
     sent(from, data) {
+      if (closed || deps.questions.take(from, data)) return;
       const known = channels.get(from);
       if (known !== undefined) known.take(data);
       // A late message of one that is no more opens nothing.

@@ -58,6 +58,7 @@ export class Link implements SessionHost {
   readonly attempts: Attempts;
   readonly guard: Guard;
   timings: Timings = timings(FIRST_HEARTBEAT_MS);
+  epoch: number | undefined;
   readonly #post: (message: FromLink) => void;
   readonly #agent: Machine['agent'];
   readonly #deadlines: Deadlines;

@@ -54,6 +54,8 @@ export interface SessionHost {
   readonly draining: boolean;
   /** As the last registration told them; before it, for the first interval assumed. */
   timings: Timings;
+  /** Of the last link; undefined: there was none. */
+  epoch: number | undefined;
   post(message: FromLink): void;
   up(): void;
   ended(session: Session, ending: Ending, up_ms: number | null): void;
@@ -140,6 +142,7 @@ export class Session {
     this.#say({
       type: 'node.register',
       boot_id: data.boot_id,
+      ...(this.#host.epoch !== undefined && { epoch: this.#host.epoch }),
       protocol: { min: PROTOCOL_VERSION, max: PROTOCOL_VERSION },
       features: Object.values(NODE_FEATURES),
       descriptor: data.descriptor,
@@ -251,6 +254,7 @@ export class Session {
     const { heartbeat_ms, epoch, node_id, name } = message;
     this.#patience?.cancel();
     host.timings = timings(heartbeat_ms);
+    host.epoch = epoch;
     this.#up_since = host.clock.now_ms();
     host.guard.linkUp();
     host.guard.renew(this.#register_sent_ms, host.timings, 'all');

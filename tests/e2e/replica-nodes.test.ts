@@ -1,0 +1,117 @@
+import type { NodeView } from '@flotilla/protocol';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { NATS_URL } from '../support/nats.ts';
+import { type RawLink, enrolRawNode, openRawLink, rawRegistration } from '../support/raw-node.ts';
+import { until } from '../support/until.ts';
+import { type Plane, type World, openWorld } from '../support/world.ts';
+
+/** Nodes that come to two replicas on one PostgreSQL and one NATS, each link written by the test. */
+const HEARTBEAT_MS = 2000;
+
+describe.skipIf(NATS_URL === undefined)('at two replicas (they need PostgreSQL and NATS)', () => {
+  let world: World;
+  let first: Plane;
+  let second: Plane;
+  beforeAll(async () => {
+    world = await openWorld({ heartbeat_ms: HEARTBEAT_MS, nats_url: NATS_URL! });
+    first = world.plane;
+    second = await world.replica();
+  });
+  afterAll(() => world.close());
+
+  /** A credential that one made is not known to the other in the same moment. */
+  const linkTo = (plane: Plane, credential: string) =>
+    until('its credential is known', () =>
+      openRawLink(`${plane.url.replace('http', 'ws')}/node/v1/link`, credential).catch(() => undefined),
+    );
+  const joined = async (plane: Plane, credential: string, registration: Record<string, unknown>) => {
+    const link = await linkTo(plane, credential);
+    link.send(registration);
+    const { epoch } = await link.next('node.registered');
+    return { link, epoch };
+  };
+  const viewOn = (plane: Plane, id: string) => plane.get<NodeView>(`/api/v1/nodes/${id}`);
+  /** Which of them has the node, as the first says. */
+  const knownElsewhere = (id: string) =>
+    until('the first knows where it is', async () => {
+      const view = await viewOn(first, id);
+      return view.state === 'online' && view.connected_at === null;
+    });
+  const refusalOf = async (link: RawLink) => {
+    const { code } = await link.closed;
+    return [code, link.heard.flatMap((message) => (message.type === 'error' ? [message.code] : []))];
+  };
+
+  test('a second daemon with a credential is refused while the first lives, and both say so', async () => {
+    const { id, credential } = await enrolRawNode(world, 'twice');
+    const { link } = await joined(second, credential, rawRegistration('twice'));
+    link.beats(500);
+    await knownElsewhere(id);
+    const other = await linkTo(first, credential);
+    other.send(rawRegistration('twice', { boot_id: 'boot-other' }));
+    expect(await refusalOf(other)).toEqual([4003, ['node_in_use']]);
+    expect(link.ws.readyState).toBe(link.ws.OPEN);
+    for (const plane of [first, second]) {
+      expect((await viewOn(plane, id)).why.alarms.join()).toContain('second daemon');
+    }
+    link.close();
+  });
+
+  test('the same process is let in at once, although its former link lives', async () => {
+    const { id, credential } = await enrolRawNode(world, 'again');
+    const before = await joined(second, credential, rawRegistration('again'));
+    before.link.beats(500);
+    await knownElsewhere(id);
+    // Also one that does not say which link was its last.
+    for (const [plane, epoch] of [
+      [first, { epoch: before.epoch }],
+      [second, {}],
+    ] as const) {
+      const { link } = await joined(plane, credential, rawRegistration('again', epoch));
+      link.beats(500);
+      await until('it is linked there', async () => (await viewOn(plane, id)).connected_at !== null);
+    }
+    expect((await before.link.closed).code).not.toBe(4003);
+  });
+
+  test('the same process is not kept waiting by a replica that does not answer', async () => {
+    const { id, credential } = await enrolRawNode(world, 'quick');
+    const { link, epoch } = await joined(second, credential, rawRegistration('quick'));
+    await knownElsewhere(id);
+    const next = await linkTo(first, credential);
+    second.program().signal('SIGSTOP');
+    const began_ms = performance.now();
+    next.send(rawRegistration('quick', { epoch }));
+    await next.next('node.registered');
+    expect(performance.now() - began_ms).toBeLessThan(450);
+    second.program().signal('SIGCONT');
+    link.close();
+    next.close();
+  });
+
+  test('another daemon takes over from one that hangs, or whose replica does', async () => {
+    const { id, credential } = await enrolRawNode(world, 'hung');
+    const { link } = await joined(second, credential, rawRegistration('hung'));
+    await knownElsewhere(id);
+    // It reads nothing, and answers no ping.
+    link.ws.pause();
+    const next = await joined(first, credential, rawRegistration('hung', { boot_id: 'boot-next' }));
+    next.link.beats(500);
+    expect((await viewOn(first, id)).connected_at).not.toBeNull();
+    link.close();
+
+    const far = await enrolRawNode(world, 'far');
+    const last = await joined(second, far.credential, rawRegistration('far'));
+    last.link.beats(500);
+    await knownElsewhere(far.id);
+    second.program().signal('SIGSTOP');
+    const tookMs = async (registration: Record<string, unknown>) => {
+      const began_ms = performance.now();
+      const { epoch } = await joined(first, far.credential, rawRegistration('far', registration));
+      expect(epoch).toBeGreaterThan(last.epoch);
+      return performance.now() - began_ms;
+    };
+    expect(await tookMs({ boot_id: 'boot-next' })).toBeGreaterThan(450);
+    second.program().signal('SIGCONT');
+  });
+});
