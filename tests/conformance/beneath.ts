@@ -1,3 +1,4 @@
+import type { Allowance } from '@flotilla/core';
 import type { Sql } from '../../packages/control/src/store/sql.ts';
 
 /** What the suites ask of a store that its port does not tell. */
@@ -8,6 +9,8 @@ export interface Beneath {
   discoveriesOf(node: string): Promise<number>;
   /** What is kept of a key's usage rows that are gone. */
   sweptUsage(key: string): Promise<{ day: number; tokens: number }[]>;
+  /** What replicas hold of a key's limits, by kind. */
+  sharesOf(key: string): Promise<Record<string, Allowance['shares']>>;
   /** Resolves when the store's clock has moved on by some milliseconds. */
   clockMoves(): Promise<void>;
 }
@@ -24,6 +27,10 @@ export function beneathSql(sql: Sql): Beneath {
     attemptsOf: (job) => count('attempts where job', job),
     discoveriesOf: (node) => count('model_discoveries where node', node),
     sweptUsage: (key) => sql.query('select day, tokens from swept_usage where key = $1', [key]),
+    async sharesOf(key) {
+      const rows = await sql.query<Allowance>('select kind, shares from allowances where key = $1', [key]);
+      return Object.fromEntries(rows.map(({ kind, shares }) => [kind, shares]));
+    },
     clockMoves: async () => void (await sql.query('select pg_sleep(0.01)')),
   };
 }

@@ -15,6 +15,7 @@ import { beneathSql, type Beneath } from './beneath.ts';
 import { damagedNodesSuite, nodesSuite } from './nodes.suite.ts';
 import { plansSuite } from './plans.suite.ts';
 import { secretsSuite } from './secrets.suite.ts';
+import { sharedLimitsSuite } from './shared-limits.suite.ts';
 import { upstreamsSuite } from './upstreams.suite.ts';
 
 /** What every part of the suite works on that asks no more than the port. */
@@ -58,6 +59,7 @@ export function storeSuite(name: string, makePlace: () => Promise<Place>): void 
     detachedAccountsSuite(subject);
     auditSuite(subject);
     discoverySuite(subject);
+    sharedLimitsSuite(subject);
     upstreamsSuite(subject);
     secretsSuite(subject);
     plansSuite(subject);

@@ -10,6 +10,7 @@ import { aDetachedJob, aFinish, claim, inventoried } from '../conformance/detach
 import { discoverySuite } from '../conformance/discovery.suite.ts';
 import { nodesSuite } from '../conformance/nodes.suite.ts';
 import { enrolNodes, T0 } from '../conformance/rows.ts';
+import { sharedLimitsSuite } from '../conformance/shared-limits.suite.ts';
 import { createDatabase, type Reach } from './store/database.ts';
 import { answerLost, storeAway } from './store/failure.ts';
 
@@ -29,6 +30,12 @@ describe('the store of the simulation', () => {
       [...tables.discoveries.values()].filter((discovery) => discovery.node === node).length,
     sweptUsage: async (key) =>
       [...(tables.swept_usage.get(key) ?? [])].map(([day, tokens]) => ({ day, tokens })),
+    sharesOf: async (key) =>
+      Object.fromEntries(
+        [...tables.allowances.values()]
+          .filter((row) => row.key === key)
+          .map(({ kind, shares }) => [kind, shares]),
+      ),
     clockMoves: async () => void (ahead_ms += 10),
   };
   const store = database.connect(async (_call, commit) => commit());
@@ -40,6 +47,7 @@ describe('the store of the simulation', () => {
   detachedSuite(subject);
   detachedAccountsSuite(subject);
   discoverySuite(subject);
+  sharedLimitsSuite(subject);
 });
 
 describe('a process that reaches the store of the simulation', () => {

@@ -65,5 +65,6 @@ function newJob(job: DetachedJob, now: number): JobRow {
     result_digest: null,
     traceparent: job.traceparent,
     reserved_tokens: job.reserved_tokens,
+    accepted_by: job.replica,
   };
 }

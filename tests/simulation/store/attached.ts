@@ -70,5 +70,6 @@ function attachedRow(job: JobRecord): JobRow {
     result_digest: null,
     traceparent: null,
     reserved_tokens: null,
+    accepted_by: null,
   };
 }

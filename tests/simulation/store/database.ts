@@ -6,6 +6,7 @@ import * as attached from './attached.ts';
 import * as bodies from './bodies.ts';
 import { claimJobs } from './claim-jobs.ts';
 import * as discoveries from './discoveries.ts';
+import { drawLimits } from './draw-limits.ts';
 import { cancelJob, expireJobs } from './end-jobs.ts';
 import { findDetached, heldJobs, heldNodes, keepJobs } from './held-jobs.ts';
 import { jobMarks } from './job-marks.ts';
@@ -89,6 +90,7 @@ const OPERATIONS = {
   bumpReplica: replicas.bumpReplica,
   endReplica: replicas.endReplica,
   listReplicas: replicas.listReplicas,
+  drawLimits,
 
   settle: attached.settle,
   recordOpen: attached.recordOpen,

@@ -1,10 +1,12 @@
 import type { ReplicaRow } from '@flotilla/core';
+import { leaveLimits } from './draw-limits.ts';
 import { notUnique } from './failure.ts';
 import { bytewise, type Tables } from './tables.ts';
 
 export function enterReplica(tables: Tables, id: string, bus: boolean): void {
   if (tables.replicas.has(id)) throw notUnique('replicas', id);
   tables.replicas.set(id, { id, bumps: 1, bus });
+  if (!bus || tables.replicas.size === 1) tables.allowances.clear();
 }
 
 export function bumpReplica(tables: Tables, id: string): boolean {
@@ -16,6 +18,7 @@ export function bumpReplica(tables: Tables, id: string): boolean {
 
 export function endReplica(tables: Tables, id: string): void {
   tables.replicas.delete(id);
+  leaveLimits(tables, id);
 }
 
 export function listReplicas(tables: Tables): ReplicaRow[] {

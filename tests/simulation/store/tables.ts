@@ -1,4 +1,5 @@
 import type {
+  Allowance,
   AttemptRecord,
   CredentialRecord,
   DetachedJob,
@@ -27,6 +28,8 @@ export interface Tables {
   readonly nodes: Map<string, NodeRow>;
   readonly credentials: Map<string, CredentialRow>;
   readonly replicas: Map<string, Readonly<ReplicaRow>>;
+  /** What replicas share of keys' limits, by kind and key. */
+  readonly allowances: Map<string, Allowance>;
   readonly jobs: JobTable;
   /** By job and attempt. */
   readonly attempts: Map<string, Map<number, Readonly<AttemptRecord>>>;
@@ -65,6 +68,7 @@ export interface JobRow extends Readonly<JobRecord> {
   readonly result_digest: string | null;
   readonly traceparent: string | null;
   readonly reserved_tokens: number | null;
+  readonly accepted_by: string | null;
 }
 
 export interface NodeRow extends Readonly<Omit<NodeRecord, 'credentials'>> {
@@ -114,6 +118,7 @@ export function createTables(clock_ms: () => number): Tables {
     nodes: new Map(),
     credentials: new Map(),
     replicas: new Map(),
+    allowances: new Map(),
     jobs: new JobTable(now_ms),
     attempts: new Map(),
     bodies: new Map(),

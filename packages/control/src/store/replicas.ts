@@ -1,4 +1,5 @@
 import type { ReplicaRow } from '@flotilla/core';
+import { leaveLimits } from './draw-limits.ts';
 import { NOW_MS, prepared, type Sql } from './sql.ts';
 
 /** The times are the store's, for people; watchers compare the counts only. */
@@ -14,7 +15,14 @@ const bump = prepared(
 const list = prepared('list-replicas', 'select id, bumps, bus from replicas order by id');
 
 export async function enterReplica(sql: Sql, id: string, bus: boolean): Promise<void> {
-  await sql.query(enter, [id, bus]);
+  await sql.transaction(async (tx) => {
+    await tx.query(enter, [id, bus]);
+    // What a replica alone spends it tells nobody; the next that has others beside it counts anew.
+    await tx.query(
+      'delete from allowances where not $2 or not exists (select from replicas where id <> $1)',
+      [id, bus],
+    );
+  });
 }
 
 export async function bumpReplica(sql: Sql, id: string): Promise<boolean> {
@@ -22,7 +30,10 @@ export async function bumpReplica(sql: Sql, id: string): Promise<boolean> {
 }
 
 export async function endReplica(sql: Sql, id: string): Promise<void> {
-  await sql.query('delete from replicas where id = $1', [id]);
+  await sql.transaction(async (tx) => {
+    await tx.query('delete from replicas where id = $1', [id]);
+    await leaveLimits(tx, id);
+  });
 }
 
 export function listReplicas(sql: Sql): Promise<ReplicaRow[]> {

@@ -20,6 +20,7 @@ import { finishDiscovery } from './discovery/finish-discovery.ts';
 import { noteDiscoveries } from './discovery/note-discoveries.ts';
 import { openDiscoveries } from './discovery/open-discoveries.ts';
 import { openDiscovery } from './discovery/open-discovery.ts';
+import { drawLimits } from './draw-limits.ts';
 import { endOrphans } from './end-orphans.ts';
 import { enrolNode } from './enrol-node.ts';
 import { flushSeen } from './flush-seen.ts';
@@ -96,6 +97,8 @@ export function storeOn(sql: Engine, log: Log): Store {
     bumpReplica: (id) => bumpReplica(sql, id),
     endReplica: (id) => endReplica(sql, id),
     listReplicas: () => listReplicas(sql),
+
+    drawLimits: (replica, draws) => drawLimits(sql, replica, draws),
 
     settle: (batch) => settle(sql, batch),
     recordOpen: (batch) => recordOpen(sql, batch),

@@ -9,6 +9,7 @@ import type {
 } from '@flotilla/protocol';
 import type { DetachedJobs } from './detached-jobs.ts';
 import type { ModelDiscoveries } from './model-discoveries.ts';
+import type { SharedLimits } from './shared-limits.ts';
 import type { Upstreams } from './upstreams.ts';
 
 /**
@@ -20,7 +21,7 @@ import type { Upstreams } from './upstreams.ts';
  * - Each write of administration raises the configuration version in the same transaction, which is how replicas
  *   learn that their snapshots are old.
  */
-export interface Store extends DetachedJobs, ModelDiscoveries, Upstreams {
+export interface Store extends DetachedJobs, ModelDiscoveries, Upstreams, SharedLimits {
   readonly engine: 'embedded' | 'postgres';
   /** What an acknowledged write survives (promise P9); printed at start. */
   readonly durability: 'process death' | 'power loss';
@@ -75,10 +76,14 @@ export interface Store extends DetachedJobs, ModelDiscoveries, Upstreams {
   movedNodes(since: number, known: KnownDescriptor): Promise<MovedNodes>;
 
   // ── Replicas ──
-  /** Makes the row of a replica that starts. `bus`: it can have others beside it. */
+  /**
+   * Makes the row of a replica that starts. Where no other has one, no limit is shared with anybody.
+   * @param bus it can have others beside it
+   */
   enterReplica(id: string, bus: boolean): Promise<void>;
   /** @returns false where the row is gone: another replica has taken this one for dead */
   bumpReplica(id: string): Promise<boolean>;
+  /** What it held of shared limits is given back, as far as it cannot have been used. */
   endReplica(id: string): Promise<void>;
   /** Rows of all replicas, with the store's own count of bumps, so that a watcher can see one stand still. */
   listReplicas(): Promise<ReplicaRow[]>;

@@ -9,6 +9,7 @@ import { NOW_MS, type Sql } from '../sql.ts';
  *   the source have ended, by which time its nodes have stopped (promise P4).
  *
  * - The installation has another name: on a bus that both use, the two do not take each other for replicas.
+ * - What replicas held of shared limits is counted anew.
  *
  * Attached requests that were open belong to a replica that is no more: the first start ends them.
  */
@@ -16,6 +17,7 @@ const EPOCHS_SKIPPED = 1_000_000;
 
 export async function takeOver(tx: Sql, lease_ttl_ms: number): Promise<{ requeued: number }> {
   await tx.query(`update configuration set installation = md5(random()::text || clock_timestamp()::text)`);
+  await tx.query('delete from allowances');
   await tx.query(`update node_liveness set epoch = epoch + ${EPOCHS_SKIPPED}, replica = null`);
   const [row] = await tx.query<{ count: number }>(
     `with now as materialized (select ${NOW_MS} as ms),

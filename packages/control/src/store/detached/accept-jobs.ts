@@ -17,10 +17,11 @@ const insert = prepared(
    added as (
      insert into jobs (id, kind, attached, state, replica, key, model, operation, request_id, lane, order_key,
        priority, metadata, on_node_loss, max_attempts, queue_timeout_ms, run_timeout_ms,
-       idempotency_key, body_hash, traceparent, reserved_tokens, created_at, deadline_at)
+       idempotency_key, body_hash, traceparent, reserved_tokens, accepted_by, created_at, deadline_at)
      select id, kind, false, 'queued', replica, key, model, operation, request_id, lane, order_key,
        priority, metadata, on_node_loss, max_attempts, queue_timeout_ms, run_timeout_ms,
-       idempotency ->> 'key', idempotency ->> 'body_hash', traceparent, reserved_tokens, created_at, ${NOW_MS} + queue_timeout_ms
+       idempotency ->> 'key', idempotency ->> 'body_hash', traceparent, reserved_tokens, replica, created_at,
+       ${NOW_MS} + queue_timeout_ms
      from input
      on conflict do nothing
      returning id),

@@ -7,6 +7,7 @@ import { upstreams } from './0005-upstreams.ts';
 import { traces } from './0006-traces.ts';
 import { detachedAccounts } from './0007-detached-accounts.ts';
 import { replicas } from './0008-replicas.ts';
+import { sharedLimits } from './0009-shared-limits.ts';
 
 /** In order, never edited once released: a change is a new file. */
 export const MIGRATIONS: readonly Migration[] = [
@@ -18,4 +19,5 @@ export const MIGRATIONS: readonly Migration[] = [
   traces,
   detachedAccounts,
   replicas,
+  sharedLimits,
 ];
