@@ -286,7 +286,7 @@ async function submit(
     body,
     idempotency_key,
   );
-  const admission = limits.admit(principal.key, submission.size);
+  const admission = await limits.admit(principal.key, submission.size);
   admission.release();
   try {
     const acceptance = await detached.accept(submission, admission);

@@ -49,6 +49,8 @@ export interface ReplicaDeps {
   died: (replica: string) => void;
 }
 
+/** Of the interval of beats: a row that has stood still for so long is dead. */
+export const DEAD_BEATS = 4;
 const BUMP_MS = 1000;
 /** Longer than two bumps: one may come late. */
 const WATCH_MS = 2500;
@@ -112,7 +114,7 @@ export async function joinReplicas(deps: ReplicaDeps): Promise<Replica> {
     }
     const there = new Set(rows.map((row) => row.id));
     for (const [other, { still_ms }] of seen) {
-      if (there.has(other) && still_ms < 4 * deps.heartbeat_ms) continue;
+      if (there.has(other) && still_ms < DEAD_BEATS * deps.heartbeat_ms) continue;
       if (there.has(other)) await bury(other);
       seen.delete(other);
       deps.died(other);

@@ -11,6 +11,7 @@ import {
 } from '@flotilla/core';
 import type { Keys } from './accounts/keys.ts';
 import { createLimits } from './accounts/limits.ts';
+import { createSharedLimits } from './accounts/shared-limits.ts';
 import { startSnapshots } from './accounts/snapshots.ts';
 import { createBodyMemory } from './body-memory.ts';
 import type { Shared } from './bus/shared.ts';
@@ -25,6 +26,7 @@ import { createRoster, type Roster } from './fleet/roster.ts';
 import { createGateway } from './gateway/gateway.ts';
 import { startPeers } from './peers/peers.ts';
 import type { Records } from './records.ts';
+import { DEAD_BEATS } from './replica.ts';
 import type { Sealer } from './secrets/sealer.ts';
 import type { Metrics } from './telemetry/metrics.ts';
 import type { Traces } from './telemetry/traces.ts';
@@ -144,7 +146,23 @@ export async function assembleServing(deps: ServingDeps, undo: (() => Promise<un
   if (mirror !== null) undo.push(() => mirror.close());
   hints?.on('nodes', () => void mirror?.look());
   hints?.onLost(() => void mirror?.look());
-  const limits = createLimits(clock, await store.loadSpending(periodStarts(clock.wall_ms())));
+  const limits =
+    shared === null
+      ? createLimits(clock, await store.loadSpending(periodStarts(clock.wall_ms())))
+      : createSharedLimits({
+          clock,
+          background,
+          log,
+          store,
+          replica,
+          hints: shared.hints,
+          keyOf: (id) => keys.find(id),
+          bumpAge_ms: () => shared.bumpAge_ms(),
+          dead_ms: DEAD_BEATS * config.heartbeat_ms,
+        });
+  undo.push(async () => {
+    if ('close' in limits) await limits.close(deps.flushBy());
+  });
   const gateway = createGateway({
     clock,
     random,
@@ -175,7 +193,7 @@ export async function assembleServing(deps: ServingDeps, undo: (() => Promise<un
     metrics,
     limits,
     keys,
-    reservations: await store.loadReservations(RESERVATIONS_MOST),
+    reservations: shared === null ? await store.loadReservations(RESERVATIONS_MOST) : [],
     traces,
   });
   undo.push(() => detached.close(deps.flushBy()));

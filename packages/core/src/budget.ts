@@ -53,7 +53,10 @@ export function dropReservation(window: BudgetWindow, tokens: number): void {
 }
 
 /** A request is worth what is left, 0 at the least: a settlement may have gone beyond the budget. */
-export function budgetLeft(window: BudgetWindow, { tokens }: TokenBudget): number {
+export function budgetLeft(
+  window: Pick<BudgetWindow, 'spent' | 'reserved'>,
+  { tokens }: TokenBudget,
+): number {
   return Math.max(0, tokens - window.spent - window.reserved);
 }
 

@@ -51,11 +51,6 @@ export function giveTokens(bucket: Bucket, per_minute: number, amount: number, n
   bucket.tokens = Math.min(per_minute, bucket.tokens + amount);
 }
 
-/** How long until it is full. */
-export function fullIn(bucket: Bucket, per_minute: number): number {
-  return Math.max(0, Math.ceil(((per_minute - bucket.tokens) * 60_000) / per_minute));
-}
-
 function withoutRounding(tokens: number): number {
   return Math.abs(tokens) < ROUNDING ? 0 : tokens;
 }

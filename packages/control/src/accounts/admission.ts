@@ -3,7 +3,7 @@ import type { TokenUsage } from '@flotilla/protocol';
 /**
  * What one accepted piece of work holds of its key's limits: attached requests and detached jobs alike.
  *
- *     open ──settle──▶ settled ──forget──▶ over
+ *     open ──settle──▶ settled ──recorded, or forget──▶ over
  *       └────undo────▶ over
  *
  * Its place among the requests at once is apart from that: `release` gives it back, at any time. Each call counts once;
@@ -23,6 +23,8 @@ export interface Admission {
    * @param created_at as in its usage row, which tells the period that it counts in
    */
   settle(usage: TokenUsage, created_at: number): void;
+  /** Its usage row is committed. Until then no other replica is told of its cost. */
+  recorded(): void;
   /** Its usage row will never be: what no row says is not counted, now as after a restart. */
   forget(): void;
 }

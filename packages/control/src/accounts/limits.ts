@@ -2,7 +2,6 @@ import {
   addReservation,
   type BudgetWindow,
   type BudgetWindows,
-  budgetLeft,
   type Clock,
   dropReservation,
   estimateRequest,
@@ -13,7 +12,6 @@ import {
   newBucket,
   newBudgetWindows,
   newTokenEstimator,
-  periodEnd,
   periodStart,
   type RequestSize,
   type Reservation,
@@ -25,12 +23,13 @@ import {
   type UsageRecord,
   waitFor,
 } from '@flotilla/core';
-import { FlotillaError, type LimitsView, type TokenBudget, type TokenUsage } from '@flotilla/protocol';
+import type { LimitsView, TokenBudget, TokenUsage } from '@flotilla/protocol';
 import type { Admission } from './admission.ts';
-import { type Rate, rateHeaders, rateLeft } from './rate-headers.ts';
+import { budgetHeld, budgetSpent, budgetView, tooFast, tooManyAtOnce } from './limit-answers.ts';
+import { type Rate, type RateLeft, rateHeaders, rateLeft } from './rate-headers.ts';
 
 /**
- * The limits of each key on this replica: requests and tokens per minute (buckets that hold a minute's worth), requests
+ * The limits of each key where this replica is alone: requests and tokens per minute (buckets that hold a minute's worth), requests
  * at once, and a budget of tokens per period. All in memory: a request asks no store.
  *
  *     usage rows ──at start──▶ spent ◀──settle── reserved ◀──admit
@@ -40,11 +39,14 @@ import { type Rate, rateHeaders, rateLeft } from './rate-headers.ts';
  * budget too: one that is given later counts what was before it.
  */
 export interface Limits {
-  /** @throws FlotillaError `rate_limited` or `insufficient_credit`, which take nothing from the key */
-  admit(key: KeyRecord, size: RequestSize): Admission;
+  /**
+   * At once, or, where replicas share a limit and what is held here does not suffice, after a short while.
+   * @throws FlotillaError `rate_limited`, `insufficient_credit` or `unavailable`, which take nothing from the key
+   */
+  admit(key: KeyRecord, size: RequestSize): Admission | Promise<Admission>;
   /** `x-ratelimit-*` as they stand, for answers that take nothing. */
   headers(key: KeyRecord): Record<string, string>;
-  left(key: KeyRecord): LimitsView;
+  left(key: KeyRecord): LimitsView | Promise<LimitsView>;
   /**
    * Reserves again what work that was open when the last process ended had reserved, whatever is left of the budget. Of a
    * minute it takes nothing: what that work took of one is long past.
@@ -55,6 +57,12 @@ export interface Limits {
    * @param before what the row said until it was corrected: only the difference counts then
    */
   settled(row: CountedRow, before?: TokenUsage): void;
+}
+
+/** Of a replica that is alone. */
+interface OwnLimits extends Limits {
+  admit(key: KeyRecord, size: RequestSize): Admission;
+  left(key: KeyRecord): LimitsView;
 }
 
 type CountedRow = TokenUsage & Pick<UsageRecord, 'key' | 'created_at'>;
@@ -82,11 +90,8 @@ interface Held {
   in_place: boolean;
 }
 
-/** How soon another request may be done: nobody can know, so that a client does not ask in a tight loop. */
-const OTHERS_RETRY_MS = 1000;
-
 /** @param spending read from the store after the last process's last write, and before the first request */
-export function createLimits(clock: Clock, spending: readonly KeySpending[] = []): Limits {
+export function createLimits(clock: Clock, spending: readonly KeySpending[] = []): OwnLimits {
   // One entry a key that ever asked: as many as there are keys.
   const accounts = new Map<string, Account>();
   for (const { key, ...spent } of spending) accounts.set(key, newAccount(spent));
@@ -166,6 +171,9 @@ export function createLimits(clock: Clock, spending: readonly KeySpending[] = []
         count(account, costOf(usage), created_at);
         if (size !== null) learnUsage(account.estimator, size, usage);
       },
+      recorded() {
+        if (state === 'settled') state = 'over';
+      },
       forget() {
         if (state !== 'settled' || settled === null) return;
         state = 'over';
@@ -212,11 +220,7 @@ export function createLimits(clock: Clock, spending: readonly KeySpending[] = []
 
   function refuseAtOnce(account: Account, { concurrency }: KeyRecord): void {
     if (concurrency === null || account.in_flight < concurrency) return;
-    throw new FlotillaError(
-      'rate_limited',
-      `This key may have ${concurrency} requests under way, and has them.`,
-      { retry_after_ms: OTHERS_RETRY_MS, headers: headersOf(account) },
-    );
+    throw tooManyAtOnce(concurrency, headersOf(account));
   }
 
   function refuseRate(
@@ -228,14 +232,7 @@ export function createLimits(clock: Clock, spending: readonly KeySpending[] = []
     if (rate === null) return;
     const wait_ms = waitFor(rate.bucket, rate.per_minute, amount, clock.now_ms());
     if (wait_ms === 0) return;
-    const message =
-      what === 'requests'
-        ? `This key may send ${rate.per_minute} requests a minute, and has.`
-        : `This key may use ${rate.per_minute} tokens a minute; this request may take ${amount}, which are not there yet.`;
-    throw new FlotillaError('rate_limited', message, {
-      retry_after_ms: wait_ms,
-      headers: headersOf(account),
-    });
+    throw tooFast(what, rate.per_minute, amount, wait_ms, headersOf(account));
   }
 
   /** @returns where it is reserved, or null where there is no budget */
@@ -246,22 +243,17 @@ export function createLimits(clock: Clock, spending: readonly KeySpending[] = []
       case 'reserved':
         return window;
       case 'held':
-        throw new FlotillaError(
-          'rate_limited',
-          `This request may cost ${estimate} tokens, and what is left of this key's budget is held by its requests ` +
-            'under way. A smaller `max_tokens` reserves less.',
-          { retry_after_ms: OTHERS_RETRY_MS, headers: headersOf(account) },
-        );
+        throw budgetHeld(estimate, headersOf(account));
       case 'exhausted':
-        throw exhausted(window, budget, headersOf(account));
+        throw budgetSpent(budget, window.start, window.spent, headersOf(account));
     }
   }
 
   function headersOf(account: Account): Record<string, string> {
     const now_ms = clock.now_ms();
     return {
-      ...rateHeaders('requests', account.requests, now_ms),
-      ...rateHeaders('tokens', account.tokens, now_ms),
+      ...rateHeaders('requests', leftIn(account.requests, now_ms)),
+      ...rateHeaders('tokens', leftIn(account.tokens, now_ms)),
     };
   }
 
@@ -271,53 +263,18 @@ export function createLimits(clock: Clock, spending: readonly KeySpending[] = []
     const { concurrency, token_budget } = key;
     return {
       key: key.id,
-      requests: account.requests === null ? null : rateLeft(account.requests, now_ms),
-      tokens: account.tokens === null ? null : rateLeft(account.tokens, now_ms),
+      requests: leftIn(account.requests, now_ms),
+      tokens: leftIn(account.tokens, now_ms),
       concurrency: concurrency === null ? null : { limit: concurrency, in_use: account.in_flight },
-      budget: token_budget === null ? null : budgetView(account.windows[token_budget.period], token_budget),
+      budget: token_budget === null ? null : budgetView(token_budget, account.windows[token_budget.period]),
     };
   }
 }
 
-function costOf({ prompt_tokens, completion_tokens }: TokenUsage): number {
+function leftIn(rate: Rate | null, now_ms: number): RateLeft | null {
+  return rate === null ? null : rateLeft(rate, now_ms);
+}
+
+export function costOf({ prompt_tokens, completion_tokens }: TokenUsage): number {
   return prompt_tokens + completion_tokens;
-}
-
-function budgetView(window: BudgetWindow, budget: TokenBudget): LimitsView['budget'] {
-  return {
-    ...budget,
-    used: window.spent,
-    reserved: window.reserved,
-    remaining: budgetLeft(window, budget),
-    period_started_at: budget.period === 'total' ? null : isoTime(window.start),
-    renews_at: renewal(window, budget),
-  };
-}
-
-function exhausted(
-  window: BudgetWindow,
-  budget: TokenBudget,
-  headers: Record<string, string>,
-): FlotillaError {
-  const { tokens, period } = budget;
-  const renews_at = renewal(window, budget);
-  const until =
-    renews_at === null
-      ? 'It does not renew: an administrator can raise it (flotilla keys update --token-budget).'
-      : `It renews at ${renews_at}; an administrator can raise it before that.`;
-  const what = period === 'total' ? `${tokens} tokens` : `${tokens} tokens a ${period}`;
-  return new FlotillaError(
-    'insufficient_credit',
-    `This key's budget of ${what} is used up (${window.spent} used). ${until}`,
-    { headers, more: { budget: { tokens, period, used: window.spent, renews_at } } },
-  );
-}
-
-function renewal(window: BudgetWindow, { period }: TokenBudget): string | null {
-  const end = periodEnd(period, window.start);
-  return end === null ? null : isoTime(end);
-}
-
-function isoTime(at: number): string {
-  return new Date(at).toISOString();
 }

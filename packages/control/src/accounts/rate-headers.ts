@@ -1,4 +1,4 @@
-import { type Bucket, fillBucket, fullIn } from '@flotilla/core';
+import { type Bucket, fillBucket } from '@flotilla/core';
 
 /** One rate of a key: a bucket, and what it holds at most. */
 export interface Rate {
@@ -6,28 +6,32 @@ export interface Rate {
   readonly per_minute: number;
 }
 
-/** In OpenAI's names and form, as the rate stands now; nothing where there is no such limit. */
-export function rateHeaders(
-  kind: 'requests' | 'tokens',
-  rate: Rate | null,
-  now_ms: number,
-): Record<string, string> {
-  if (rate === null) return {};
-  const { limit, remaining, reset_ms } = rateLeft(rate, now_ms);
+export interface RateLeft {
+  limit: number;
+  remaining: number;
+  /** Until it is full. */
+  reset_ms: number;
+}
+
+/** In OpenAI's names and form; nothing where there is no such limit. */
+export function rateHeaders(kind: 'requests' | 'tokens', left: RateLeft | null): Record<string, string> {
+  if (left === null) return {};
   return {
-    [`x-ratelimit-limit-${kind}`]: String(limit),
-    [`x-ratelimit-remaining-${kind}`]: String(remaining),
-    [`x-ratelimit-reset-${kind}`]: resetText(reset_ms),
+    [`x-ratelimit-limit-${kind}`]: String(left.limit),
+    [`x-ratelimit-remaining-${kind}`]: String(left.remaining),
+    [`x-ratelimit-reset-${kind}`]: resetText(left.reset_ms),
   };
 }
 
-export function rateLeft({ bucket, per_minute }: Rate, now_ms: number) {
+export function rateLeft({ bucket, per_minute }: Rate, now_ms: number): RateLeft {
   fillBucket(bucket, per_minute, now_ms);
-  return {
-    limit: per_minute,
-    remaining: Math.max(0, Math.floor(bucket.tokens)),
-    reset_ms: fullIn(bucket, per_minute),
-  };
+  return leftOf(per_minute, bucket.tokens);
+}
+
+/** @param left less than 0: that is owed */
+export function leftOf(limit: number, left: number): RateLeft {
+  const reset_ms = Math.max(0, Math.ceil(((limit - left) * 60_000) / limit));
+  return { limit, remaining: Math.max(0, Math.floor(left)), reset_ms };
 }
 
 /** When the whole allowance is there again, as OpenAI writes durations: `20ms`, `1.5s`, `6m0s`. */

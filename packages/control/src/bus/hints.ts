@@ -2,6 +2,8 @@ import type { Bus, Log } from '@flotilla/core';
 import { z } from 'zod';
 
 const id = z.string().max(64);
+/** One of a key's limits, as replicas share it. */
+const limit = z.object({ key: id, kind: z.enum(['requests', 'tokens', 'concurrency', 'budget']) });
 
 /**
  * What a replica tells all others so that they need not wait for their next look at the store. Each is a hint: it may be
@@ -23,6 +25,10 @@ const hintSchema = z.discriminatedUnion('type', [
   z.object({ type: z.literal('discovery'), node: id }),
   /** Something became of these detached jobs. */
   z.object({ type: z.literal('jobs'), moved: z.array(id), ended: z.array(id) }),
+  /** A replica lacks what others may hold without need. */
+  z.object({ type: z.literal('recall'), limits: z.array(limit.extend({ recall: z.number() })) }),
+  /** It has been given back, as far as it could be. */
+  z.object({ type: z.literal('freed'), limits: z.array(limit) }),
 ]);
 
 type Hint = z.infer<typeof hintSchema>;

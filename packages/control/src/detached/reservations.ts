@@ -95,7 +95,10 @@ export function createReservations(deps: ReservationsDeps): Reservations {
     hold(job, admission) {
       // Another may have claimed and ended it, or its client cancelled it, before its acceptance was heard of here.
       if (!ended.has(job) && admissions.size < RESERVATIONS_MOST) admissions.set(job, admission);
-      else admission.settle(NOTHING, clock.wall_ms());
+      else {
+        admission.settle(NOTHING, clock.wall_ms());
+        admission.recorded();
+      }
     },
     holds: (job) => admissions.has(job),
     jobs: () => admissions.keys(),
@@ -135,8 +138,11 @@ export function createReservations(deps: ReservationsDeps): Reservations {
     if (ended.size > ENDED_MOST) ended.delete(ended.values().next().value!);
     const admission = admissions.get(usage.job);
     admissions.delete(usage.job);
-    if (admission !== undefined) admission.settle(usage, usage.created_at);
-    else limits.settled(usage);
+    if (admission === undefined) limits.settled(usage);
+    else {
+      admission.settle(usage, usage.created_at);
+      admission.recorded();
+    }
     return true;
   }
 

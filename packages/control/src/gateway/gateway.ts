@@ -1,9 +1,7 @@
 import {
   type Clock,
-  type KeyRecord,
   type Log,
   type Random,
-  type RequestSize,
   type Settlement,
   cameThrough,
   matchesModel,
@@ -12,6 +10,7 @@ import { FlotillaError, type Operation, makeId } from '@flotilla/protocol';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { IncomingHttpHeaders } from 'node:http';
 import type { Admission } from '../accounts/admission.ts';
+import type { Limits } from '../accounts/limits.ts';
 import type { Principal } from '../accounts/principal.ts';
 import type { ActiveJob, JobRequest } from '../dispatch/active-job.ts';
 import type { Attempt } from '../dispatch/attempt.ts';
@@ -63,7 +62,7 @@ export interface GatewayDeps {
   metrics: Metrics;
   traces: Pick<Traces, 'request'>;
   settlements: Settlements;
-  admit(key: KeyRecord, size: RequestSize): Admission;
+  admit: Limits['admit'];
   stall_ms: number;
 }
 
@@ -101,7 +100,8 @@ export function createGateway(deps: GatewayDeps): Gateway {
     const body = request.body as Buffer;
     const read = readInferenceRequest(body, operation, request.headers);
     const model = permittedModel(read.model, principal);
-    const admission = deps.admit(principal.key, read.size);
+    const admitted = deps.admit(principal.key, read.size);
+    const admission = admitted instanceof Promise ? await admittedLater(admitted) : admitted;
     try {
       await answer(
         request,
@@ -120,6 +120,19 @@ export function createGateway(deps: GatewayDeps): Gateway {
     }
   }
 
+  /** While it waited for limits that replicas share, this one may have begun to stop. */
+  async function admittedLater(admitted: Promise<Admission>): Promise<Admission> {
+    const admission = await admitted;
+    try {
+      refuseWhenUnable();
+    } catch (error) {
+      admission.undo();
+      admission.release();
+      throw error;
+    }
+    return admission;
+  }
+
   function answer(
     request: FastifyRequest,
     reply: FastifyReply,
@@ -136,15 +149,19 @@ export function createGateway(deps: GatewayDeps): Gateway {
       clock,
       stall_ms: deps.stall_ms,
       commit: (job, outcome) =>
-        settle(job, outcome, operation, admission, SETTLE_WITHIN_MS).then(() =>
-          ended(job, outcome, operation, traced),
-        ),
+        settle(job, outcome, operation, admission, SETTLE_WITHIN_MS).then(() => {
+          admission.recorded();
+          ended(job, outcome, operation, traced);
+        }),
       record(job, outcome) {
         ended(job, outcome, operation, traced);
-        settle(job, outcome, operation, admission, RECORD_WITHIN_MS).catch((error: unknown) => {
-          admission.forget();
-          log.error({ error, job: job.id, outcome: outcome.outcome }, 'The record of a request was lost.');
-        });
+        settle(job, outcome, operation, admission, RECORD_WITHIN_MS).then(
+          () => admission.recorded(),
+          (error: unknown) => {
+            admission.forget();
+            log.error({ error, job: job.id, outcome: outcome.outcome }, 'The record of a request was lost.');
+          },
+        );
       },
       gone: (job, reason) => dispatcher.cancel(job, reason),
       handed: (job) => dispatcher.handed(job),

@@ -90,7 +90,7 @@ export function detachedRoutes(deps: DetachedRouteDeps): Pick<Handlers, Detached
   };
 
   async function accept(submission: Submission): Promise<JobAccepted> {
-    const admission = deps.limits.admit(submission.principal.key, submission.size);
+    const admission = await deps.limits.admit(submission.principal.key, submission.size);
     // Nothing is held open for it: how many run at once is for slots and fair share to say.
     admission.release();
     const acceptance = await detached.accept(submission, admission).catch((error: unknown) => {
