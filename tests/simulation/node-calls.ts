@@ -144,7 +144,7 @@ const finishDiscovery = call(
     stranger,
     state: fc.constantFrom('completed', 'failed'),
     reason: fc.constantFrom(null, 'backend_down'),
-    stage: fc.option(stage),
+    stage: fc.option(stage, { freq: 1 }),
     waiting_for: backend,
     results: fc.constantFrom([], [listed('b', '1')], [listed('b', '2'), listed('c')], [listed('b')]),
   }),
