@@ -30,8 +30,8 @@ export type Promised =
 export interface Bounds {
   /** Of each backend. */
   slots: number;
-  /** After the last fault's end no job is open for longer. */
-  settled_within_ms: number;
+  /** Once nothing is broken any more, some job ends in each such time until all have. */
+  stuck_after_ms: number;
 }
 
 /** A backend lives in the process that writes the history, and hears of a closed connection when that has time. */
@@ -99,11 +99,16 @@ function acceptances({ of, ids, stored }: Index): Violation[] {
   return found;
 }
 
-function ends({ of, runs, stored }: Index, { settled_within_ms }: Bounds): Violation[] {
+function ends({ of, runs, stored }: Index, { stuck_after_ms }: Bounds): Violation[] {
   const found: Violation[] = [];
-  const [calm, settled] = [of('calm')[0], of('settled')[0]];
-  if (settled === undefined || calm === undefined || settled.at_ms - calm.at_ms > settled_within_ms)
-    found.push({ promise: 'each job ends', what: { calm, settled } });
+  let moved_ms = of('calm')[0]?.at_ms ?? -Infinity;
+  for (const { at_ms, jobs } of of('open')) {
+    if (at_ms - moved_ms > stuck_after_ms)
+      found.push({ promise: 'each job ends', what: { none_ended_since_ms: moved_ms, at_ms, open: jobs } });
+    moved_ms = at_ms;
+  }
+  if (of('open').at(-1)?.jobs !== 0)
+    found.push({ promise: 'each job ends', what: { open: of('open').at(-1) } });
   const cancelled = new Set(of('cancel').map(({ id }) => id));
   const asked = new Map<number, number>();
   for (const { work, number } of runs) if (work === 'job') asked.set(number, (asked.get(number) ?? 0) + 1);

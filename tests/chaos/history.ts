@@ -37,8 +37,8 @@ export type Seen =
   | { type: 'exited'; who: string; killed: boolean; code: number | null; output: string }
   /** Nothing is broken any more. */
   | { type: 'calm' }
-  /** The store has no open job any more. */
-  | { type: 'settled' }
+  /** So many jobs are still open; told when there are fewer than before. None: all is settled. */
+  | { type: 'open'; jobs: number }
   /** What a replica says of itself and of the nodes, at the end. */
   | { type: 'view'; by: string; ready: string; nodes: [name: string, state: string][] }
   /** A detached job as the store has it at the end. */

@@ -28,7 +28,7 @@ const print = (text: string) =>
 const seed = Number(values.seed);
 const path = join(tmpdir(), `flotilla-chaos-${seed}-${Date.now()}.jsonl`);
 print(`seed ${seed}, history in ${path}`);
-const { violations, faults, broken_ms, settled_ms, counts } = await runChaos({
+const { violations, faults, broken_ms, open_jobs, settled_ms, counts } = await runChaos({
   seed,
   jobs: Number(values.jobs),
   for_ms: Number(values.minutes) * 60_000,
@@ -48,7 +48,7 @@ for (const violation of violations.slice(0, 50)) print(JSON.stringify(violation)
 print(`${violations.length} violations`);
 print(
   `| ${new Date().toISOString().slice(0, 10)} | ${counts.jobs} | ${values.replicas}, ${values.nodes} | ${total} in ${seconds(broken_ms)} s | ` +
-    `${seconds(settled_ms)} s | ${counts.asked} times | ${counts.whole} of ${counts.streams} + ${counts.wholes} | ${violations.length} | ${seed} | ` +
+    `${open_jobs ?? '?'}, ${seconds(settled_ms)} s | ${counts.asked} times | ${counts.whole} of ${counts.streams} + ${counts.wholes} | ${violations.length} | ${seed} | ` +
     `${cpus().length} × ${cpus()[0]?.model.trim()}, ${Math.round(totalmem() / 2 ** 30)} GiB, Node ${process.versions.node} |`,
 );
 if (violations.length === 0) await rm(path);

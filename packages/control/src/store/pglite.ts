@@ -16,11 +16,10 @@ import { BEGIN_SNAPSHOT, type Engine, type Param, type Snapshot, type Sql, type 
  * The embedded store as the main thread sees it: the lock on the data directory, the worker that owns the database, and
  * the requests that wait for its answers. PGlite never runs on this thread, where a long statement would stop beats.
  *
- *     opening ── worker says so ──▶ open ── close() ──▶ closed
- *                                    │ ▲
- *           worker dies, or may no ──┘ └── another worker has opened it (tried again for as long as it cannot)
- *           longer be asked ──▶ broken: what waits and what comes is `unavailable`
+ *     opening ──worker says so──▶ open ──worker dies, or its engine gives up──▶ broken ──another has opened it──▶ open
+ *     any ──close()──▶ closed
  *
+ * While it is broken what waits and what comes is `unavailable`, and it is tried again until it opens.
  * What brings a worker down, a disk without room for its log above all, passes; and who would wait for somebody to start
  * this process again would serve nobody until then.
  */
