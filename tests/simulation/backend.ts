@@ -8,6 +8,7 @@ export interface Call {
   /** The client's, which names the work. */
   readonly request_id: string;
   readonly node: string;
+  readonly machine: string;
   /** The attempt that asked, by its node's word. */
   readonly attempt: number;
   readonly process: Process;
@@ -92,6 +93,7 @@ export class Backend {
       id,
       request_id,
       node: this.#node,
+      machine: this.#machine.name,
       attempt,
       process,
       answers: [...new Set([answer.bare, answer.whole])],

@@ -25,9 +25,8 @@ export interface Attached {
 export interface Submitted {
   readonly request_id: string;
   readonly idempotency_key: string;
-  /** As its control plane acknowledged it. */
-  job: string | null;
-  acked_ms: number | null;
+  /** As it was acknowledged: one, however often it was sent. */
+  readonly jobs: Set<string>;
   /** Given up before anybody acknowledged it. */
   given_up: boolean;
 }
@@ -207,8 +206,7 @@ export function detachedClient(
   const job: Submitted = {
     request_id,
     idempotency_key: request_id,
-    job: null,
-    acked_ms: null,
+    jobs: new Set(),
     given_up: false,
   };
   const body = Buffer.from(
@@ -231,7 +229,7 @@ export function detachedClient(
 
   function send(): void {
     const serving = deps.anywhere();
-    if (tries++ >= asked.tries) job.given_up = job.job === null;
+    if (tries++ >= asked.tries) job.given_up = job.jobs.size === 0;
     else if (serving === undefined) scheduler.after(RETRY_MS, send);
     else ask(serving);
   }
@@ -241,13 +239,12 @@ export function detachedClient(
     const again = () => {
       if (over) return;
       over = true;
-      if (job.job === null) scheduler.after(RETRY_MS, send);
+      if (job.jobs.size === 0) scheduler.after(RETRY_MS, send);
     };
     const answered = (id: string) => {
       if (over) return;
       over = true;
-      job.job ??= id;
-      job.acked_ms ??= scheduler.now_ms;
+      job.jobs.add(id);
       deps.acked(job);
       if (asked.repeats && tries < asked.tries) scheduler.after(chance.between(0, 3000), send);
     };

@@ -38,6 +38,23 @@ export const FAULTS: Record<string, Fault> = {
   'a machine sleeps'({ nodes }, chance, for_ms) {
     chance.pick(nodes).options.machine.sleep(for_ms, chance.pick(['stands', 'goes']));
   },
+  'a second daemon has the credential of a node'(world, chance) {
+    const node = chance.pick(world.nodes);
+    if (world.twins.every(({ options }) => options.id !== node.options.id)) world.addTwin(node, chance);
+  },
+  'an operator drains a node'(world, chance, for_ms) {
+    const { id } = chance.pick(world.nodes).options;
+    world.asOperator(({ fleet }) => fleet.drain(id, for_ms));
+  },
+  'an operator cordons a node, and takes it back'(world, chance, for_ms) {
+    const { id } = chance.pick(world.nodes).options;
+    world.asOperator(({ fleet }) => fleet.cordon(id, true));
+    world.scheduler.after(for_ms, () => world.asOperator(({ fleet }) => fleet.cordon(id, false)));
+  },
+  'an operator revokes a node'(world, chance) {
+    const { id } = chance.pick(world.nodes).options;
+    world.asOperator(({ fleet }) => fleet.revoke(id));
+  },
   'a wall clock jumps'({ nodes, replicas }, chance) {
     const { machine } = chance.pick([...nodes, ...replicas]).options;
     machine.wall_skew_ms += chance.between(-3_600_000, 3_600_000);

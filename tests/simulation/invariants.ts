@@ -18,11 +18,11 @@ export interface Violation {
 }
 
 export const INVARIANTS = {
-  P1: 'A job acknowledged with 202 is committed, and stays so.',
+  P1: 'A job acknowledged with 202 is committed, and stays so; asked for again, it is the same one.',
   P2: 'No success reaches a client before its record is committed.',
   P3: 'A job has at most one accepted result, and it is that of the attempt that counts.',
   P4: 'Detached work is not given to a second node before the first has stopped it.',
-  P6: 'A stream is that of one attempt, byte for byte, and ends as a success only when it is whole.',
+  P6: 'An answer is that of one attempt, byte for byte, and ends as a success only when it is whole.',
   slots: 'A slot has one holder: what is reserved is held, never beyond what there is.',
   liveness: 'No node is called offline before its lease has ended.',
   ends: 'Every job ends, and leaves nothing behind.',
@@ -32,9 +32,10 @@ export const INVARIANTS = {
 export type Invariant = keyof typeof INVARIANTS;
 
 /** P1, of what was acknowledged. */
-export function committed(database: Database, { job }: Submitted): Verdict {
-  if (job === null || database.job(job) !== undefined) return undefined;
-  return `${job} was acknowledged, and the store does not have it.`;
+export function committed(database: Database, { request_id, jobs }: Submitted): Verdict {
+  if (jobs.size > 1) return `${request_id} was acknowledged as ${[...jobs].join(' and ')}.`;
+  const missing = [...jobs].find((job) => database.job(job) === undefined);
+  return missing && `${missing} was acknowledged, and the store does not have it.`;
 }
 
 /** P2, of what a client has now. Whole answers of less than a stream are successes with their last byte. */
@@ -72,19 +73,26 @@ export function ofItsAttempt(database: Database, moved: Transition, calls: reado
   );
 }
 
-/** P4: nobody else is at work on it when a node is given it, or begins. */
-export function alone(job: string, node: string, at_work: readonly Call[]): Verdict {
-  const other = at_work.find((call) => call.node !== node);
+/** P4: nobody else is at work on it when somebody is given it, or begins. */
+export function alone(job: string, to: string, others_at_work: readonly Call[]): Verdict {
+  const [other] = others_at_work;
   return (
-    other && `${job} was given to ${node} while ${other.node} was at work on attempt ${other.attempt} of it.`
+    other && `${job} was given to ${to} while ${other.machine} was at work on attempt ${other.attempt} of it.`
   );
+}
+
+function ofOneCall({ request_id, received, end }: Attached, calls: readonly Call[]): Verdict {
+  const own = calls.filter((call) => call.request_id === request_id);
+  if (end !== 'whole' || own.some(({ answers }) => answers.includes(received))) return undefined;
+  return `${request_id} has an answer that no model server gave: ${received.slice(0, 200)}`;
 }
 
 const COMMENTS = /^(?:: [^\n]*\n\n)*/;
 
 /** P6, of what a client has now. */
 export function ofOneAnswer(client: Attached, calls: readonly Call[]): Verdict {
-  if (!client.stream || client.status !== 200) return undefined;
+  if (client.status !== 200) return undefined;
+  if (!client.stream) return ofOneCall(client, calls);
   const told = client.received.replace(COMMENTS, '');
   const error = told.indexOf('\n\ndata: {"error"');
   const bytes = error < 0 ? told : told.slice(0, error);

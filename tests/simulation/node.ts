@@ -105,6 +105,12 @@ export class SimNode {
     this.options.machine.nature.scheduler.after(restart_ms, () => this.start());
   }
 
+  /** It is taken away for good. */
+  end(): void {
+    this.over = true;
+    this.process?.die();
+  }
+
   /** An orderly stop; a service manager starts it again. */
   drain(deadline_ms: number): void {
     const { link, process } = this;
@@ -144,7 +150,7 @@ export class SimNode {
         return;
       case 'stopped':
         history.add(name, `has stopped: ${message.why}`);
-        this.over = message.why === 'revoked';
+        this.over ||= message.why === 'revoked';
         process.arrives(soon_ms, () => {
           process.die();
           // A service manager does not start again what was told that another has its place; a person does.

@@ -12,7 +12,7 @@ import * as invariants from './invariants.ts';
 import type { Invariant, Verdict, Violation } from './invariants.ts';
 import { Machine, type Nature } from './machine.ts';
 import { Network } from './network.ts';
-import { SimNode } from './node.ts';
+import { type NodeOptions, SimNode } from './node.ts';
 import { type Serving, SimReplica } from './replica.ts';
 import { Scheduler } from './scheduler.ts';
 import { SOUND, StoreServer } from './store-server.ts';
@@ -31,6 +31,8 @@ export interface WorldOptions {
   history?: boolean;
   /** A bug, put in where the world lets one in. */
   bug?: Bug;
+  /** What goes wrong, where that is not for chance to say. */
+  trouble?: (world: World) => void;
 }
 
 export interface Bug {
@@ -72,12 +74,15 @@ export class World {
   readonly store: StoreServer;
   readonly replicas: SimReplica[] = [];
   readonly nodes: SimNode[] = [];
+  /** Of nodes, each with the credential of one: as where a state directory was copied. */
+  readonly twins: SimNode[] = [];
   readonly calls: Call[] = [];
   readonly attached: Attached[] = [];
   readonly submitted: Submitted[] = [];
   readonly heartbeat_ms: number;
   violation: Outcome['violation'] = null;
   readonly #bug: Bug;
+  readonly #trouble: WorldOptions['trouble'];
   readonly #plan: Chance;
   readonly #last = new Map<string, Transition>();
   readonly #orphaned = new Set<string>();
@@ -92,9 +97,10 @@ export class World {
   #over = false;
   #names = 0;
 
-  constructor({ seed, history = false, bug = {} }: WorldOptions) {
+  constructor({ seed, history = false, bug = {}, trouble }: WorldOptions) {
     this.seed = seed;
     this.#bug = bug;
+    this.#trouble = trouble;
     const chance = new Chance(seed);
     this.chance = chance;
     this.#plan = chance.fork();
@@ -171,7 +177,8 @@ export class World {
     const nodes = plan.whole(1, 4);
     for (let at = 1; at <= nodes; at++) await this.#addNode(`node-${at}`, addresses);
     this.#planWork(key);
-    this.#planTrouble();
+    if (this.#trouble === undefined) this.#planTrouble();
+    else this.#trouble(this);
     this.scheduler.at(HEALED_MS, () => this.#heal());
     this.#watchEnd();
   }
@@ -198,33 +205,54 @@ export class World {
 
   async #addNode(name: string, addresses: readonly string[]): Promise<void> {
     const chance = this.chance.fork();
-    const machine = new Machine(name, this.nature, chance);
     const credential = makeCredential('node', chance);
     const id = makeId('node', 0, chance.bytes(10));
     await this.#enrol(id, name, credential);
+    const slots = this.#plan.whole(1, 3);
+    const node = this.#machineOf(
+      name,
+      { id, credential, slots, addresses: shuffled(addresses, chance) },
+      chance,
+    );
+    this.nodes.push(node);
+    this.scheduler.at(chance.between(0, 400), () => node.start());
+  }
+
+  /** Another machine with the credential of this node, until all heals. */
+  addTwin({ name, options: { id, credential, slots, addresses } }: SimNode, chance: Chance): void {
+    const twin = this.#machineOf(`${name}-twin`, { id, credential, slots, addresses }, chance);
+    this.twins.push(twin);
+    twin.start();
+  }
+
+  #machines(): SimNode[] {
+    return [...this.nodes, ...this.twins];
+  }
+
+  #machineOf(
+    name: string,
+    of: Pick<NodeOptions, 'id' | 'credential' | 'slots' | 'addresses'>,
+    chance: Chance,
+  ): SimNode {
+    const machine = new Machine(name, this.nature, chance);
     const backend = new Backend({
       machine,
       chance: chance.fork(),
-      node: id,
+      node: of.id,
       nextId: () => this.calls.length + 1,
       began: (call) => this.#began(call),
       pace: this.#pace,
       flakiness: () => (this.#healed ? 0 : this.#flakiness),
     });
-    const node = new SimNode({
+    return new SimNode({
+      ...of,
       machine,
       chance,
       network: this.network,
       backend,
-      id,
       name,
-      credential,
-      addresses: shuffled(addresses, chance),
-      slots: this.#plan.whole(1, 3),
       machineOf: (own) => this.#bug.machineOf?.(own) ?? own,
     });
-    this.nodes.push(node);
-    this.scheduler.at(chance.between(0, 400), () => node.start());
   }
 
   async #enrol(node: string, name: string, credential: string): Promise<void> {
@@ -265,7 +293,7 @@ export class World {
       anywhere: () => this.anywhere(),
       heard: (client) => this.#heard(client),
       acked: (job) => {
-        this.history.add('client', 'has its job acknowledged', job);
+        this.history.add('client', `${job.request_id} is acknowledged as ${[...job.jobs].join()}`);
         this.#judge('P1', invariants.committed(this.store.database, job));
       },
     };
@@ -304,13 +332,15 @@ export class World {
     }
   }
 
-  #cancel({ job }: Submitted): void {
+  #cancel({ jobs: [job] }: Submitted): void {
+    if (job !== undefined)
+      this.asOperator(({ detached }) => detached.cancel(job, 'It is not needed any more.'));
+  }
+
+  /** Asks a control plane for something; what it refuses, or cannot do now, is not asked again. */
+  asOperator(ask: (serving: Serving) => Promise<unknown>): void {
     const serving = this.anywhere();
-    if (job === null || serving === undefined) return;
-    const { scheduler } = this;
-    serving.process.arrives(scheduler.now_ms, () => {
-      serving.detached.cancel(job, 'It is not needed any more.').catch(() => undefined);
-    });
+    serving?.process.arrives(this.scheduler.now_ms, () => void ask(serving).catch(() => undefined));
   }
 
   #planTrouble(): void {
@@ -338,7 +368,10 @@ export class World {
     this.store.trouble = SOUND;
     this.store.away_until_ms = 0;
     this.store.fatal.clear();
+    for (const twin of this.twins) twin.end();
     for (const node of this.nodes) {
+      // An operator takes back what was wished of it.
+      void this.store.atOnce().updateNode(node.options.id, { cordoned: false, drain_deadline_at: null });
       node.options.backend.mood = 'well';
       for (const { address } of this.replicas) {
         Object.assign(this.network.line(node.name, address), { stalled_until_ms: 0, slow_ms: 0 });
@@ -387,20 +420,20 @@ export class World {
       if (moved.attached) continue;
       if (moved.to === 'succeeded') this.#judge('P3', invariants.ofItsAttempt(database, moved, this.calls));
       if (moved.to === 'leased' && moved.node !== null && moved.attempt !== before?.attempt) {
-        this.#judge(
-          'P4',
-          invariants.alone(moved.job, moved.node, this.#atWorkOn(database.job(moved.job)!.request_id)),
-        );
+        const { request_id } = database.job(moved.job)!;
+        const others = this.#atWorkOn(request_id).filter(({ node }) => node !== moved.node);
+        this.#judge('P4', invariants.alone(moved.job, moved.node, others));
       }
     }
   }
 
   #began(call: Call): void {
     this.calls.push(call);
-    const node = this.nodes.find(({ options }) => options.id === call.node)!;
-    this.#judge('slots', invariants.withinSlots(node.name, node.options.slots, node.options.backend.open));
+    const { name, options } = this.#machines().find((node) => node.name === call.machine)!;
+    this.#judge('slots', invariants.withinSlots(name, options.slots, options.backend.open));
     if (!call.request_id.startsWith('detached')) return;
-    this.#judge('P4', invariants.alone(call.request_id, call.node, this.#atWorkOn(call.request_id)));
+    const others = this.#atWorkOn(call.request_id).filter(({ machine }) => machine !== call.machine);
+    this.#judge('P4', invariants.alone(call.request_id, call.machine, others));
   }
 
   /** By nodes that can know when their time is over: one that stands still finds out when it goes on. */
@@ -457,13 +490,16 @@ export class World {
       if (client.end === null) left.push(`${client.request_id} has no end`);
     }
     for (const job of this.submitted) {
-      if (job.job === null && !job.given_up) left.push(`${job.request_id} is not acknowledged`);
+      if (job.jobs.size === 0 && !job.given_up) left.push(`${job.request_id} is not acknowledged`);
       else this.#judge('P1', invariants.committed(database, job));
     }
     for (const row of database.jobs()) {
       if (!isTerminal(row.state)) left.push(`${row.id} (${row.request_id}) is ${row.state}`);
+      else if (!row.attached && database.usageOf(row.id) === undefined)
+        left.push(`${row.id} has no usage row`);
     }
-    for (const { link, name, options, process } of this.nodes) {
+    for (const { link, name, options, process, over } of this.nodes) {
+      if (over) continue;
       if (process !== null && !process.running) left.push(`${name} stands still`);
       else if (link === null) left.push(`${name} does not run`);
       else if (link.attempts.size > 0)
@@ -486,7 +522,7 @@ export class World {
 function heldBy({ roster }: Serving): string[] {
   const held: string[] = [];
   for (const { ledger, record, state, attempts } of roster.all()) {
-    if (state !== 'online') held.push(`${record.name} is ${state}`);
+    if (state !== 'online' && state !== 'revoked') held.push(`${record.name} is ${state}`);
     for (const pool of ledger.pools.values()) {
       if (pool.reserved > 0) held.push(`${record.name} has ${pool.reserved} slots reserved`);
     }
