@@ -39,6 +39,7 @@ interface Service {
   env_file?: string;
   healthcheck?: { test: string[] };
   ports?: string[];
+  volumes?: string[];
   stop_grace_period?: string;
   depends_on?: Record<string, unknown>;
 }
@@ -110,7 +111,14 @@ describe('the compose file', () => {
     expect(existsSync(join(folder, context, dockerfile))).toBe(true);
     expect(node.image).toBe(control.image);
     for (const { command } of [control, node]) expect(complaintOf(command!)).toBeUndefined();
-    expect(balancer.command!.at(-1)).toBe(`control:${defaults.port}`);
+    expect(balancer.volumes).toEqual(['./Caddyfile:/etc/caddy/Caddyfile:ro']);
+    const routes = read('Caddyfile');
+    expect(routes.match(/dynamic a .*(?= \{)/g)).toEqual(Array(2).fill(`dynamic a control ${defaults.port}`));
+    expect(routes).toContain(`:${defaults.port} {`);
+    // Sessions are of one replica.
+    expect(routes).toMatch(
+      /@nodes path \/node\/v1\/\*\n\treverse_proxy @nodes \{[^@]*lb_policy header Authorization/,
+    );
     expect(balancer.ports).toEqual([
       expect.stringMatching(new RegExp(`:${defaults.port}:${defaults.port}$`)),
     ]);

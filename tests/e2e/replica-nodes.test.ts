@@ -1,5 +1,7 @@
 import type { NodeView } from '@flotilla/protocol';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+
+import { enrolHttpNode } from '../support/http-node.ts';
 import { NATS_URL } from '../support/nats.ts';
 import { type RawLink, enrolRawNode, openRawLink, rawRegistration } from '../support/raw-node.ts';
 import { until } from '../support/until.ts';
@@ -87,6 +89,28 @@ describe.skipIf(NATS_URL === undefined)('at two replicas (they need PostgreSQL a
     second.program().signal('SIGCONT');
     link.close();
     next.close();
+  });
+
+  test('a call of a session over plain HTTP is told where it belongs by the other, and goes on at its own', async () => {
+    const node = await enrolHttpNode(world, 'plain');
+    await node.register();
+    const beatAt = async (plane: Plane) => {
+      const reply = await fetch(`${plane.url}/node/v1/heartbeat?session=${node.session}`, {
+        method: 'POST',
+        headers: { authorization: `Bearer ${node.credential}`, 'content-type': 'application/json' },
+        body: '{}',
+      });
+      return { status: reply.status, text: await reply.text() };
+    };
+    const { status, text } = await until('its credential is known', async () => {
+      const reply = await beatAt(second);
+      return reply.status === 401 ? undefined : reply;
+    });
+    expect(status).toBe(409);
+    expect(JSON.parse(text)).toMatchObject({
+      error: { code: 'wrong_session', message: expect.stringContaining('balancer') },
+    });
+    expect((await beatAt(first)).status).toBe(200);
   });
 
   test('another daemon takes over from one that hangs, or whose replica does', async () => {

@@ -85,9 +85,13 @@ export function createHttpNodes(deps: HttpNodesDeps): HttpNodes {
   function session(peer: NodePeer, id: string): HttpSession {
     const found = sessions.get(peer.node);
     if (found === undefined || found.id !== id || !found.open) {
+      const elsewhere = id !== '' && !id.startsWith(`${replica}.`);
       throw new FlotillaError(
         'wrong_session',
-        'This session has ended, or is not known here: register anew.',
+        elsewhere
+          ? 'This session is of another replica, or of one that is no more: register anew. Where that comes again and again, ' +
+              "the balancer before the replicas has to send a node's calls to one of them, by their Authorization header."
+          : 'This session has ended: register anew.',
       );
     }
     deps.used(peer);
