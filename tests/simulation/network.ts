@@ -98,10 +98,8 @@ export class Network {
     });
     const latency = () => this.#latency(line);
     const arrives_ms = Math.max(scheduler.now_ms, line.stalled_until_ms) + latency();
-    if (arrives_ms - scheduler.now_ms > connect_timeout_ms) {
-      end.fail(connect_timeout_ms, { error: 'Opening handshake has timed out' });
-      return end;
-    }
+    // Who takes connections may be cut off, stand still, or die meanwhile.
+    from.process.clock.after(connect_timeout_ms, () => end.giveUp());
     scheduler.at(arrives_ms, () => {
       const listener = this.#listeners.get(address);
       if (listener === undefined) {
@@ -251,6 +249,8 @@ class NodeEnd implements LinkConnection {
 
   connected(out: Direction): void {
     this.#out = out;
+    // It was given up meanwhile.
+    if (this.#state !== 'dialling') return out.send({ gone: true });
     this.#soon(() => {
       if (this.#state !== 'dialling') return;
       this.#state = 'open';
@@ -258,9 +258,14 @@ class NodeEnd implements LinkConnection {
     });
   }
 
+  giveUp(): void {
+    if (this.#state === 'dialling') this.drop('The connection failed: Opening handshake has timed out');
+  }
+
   fail(in_ms: number, ending: Ending): void {
     const { scheduler } = this.process.machine.nature;
     this.process.arrives(scheduler.now_ms + in_ms, () => {
+      if (this.#state !== 'dialling') return;
       this.#ending = { ...this.#ending, ...ending };
       this.#end();
     });

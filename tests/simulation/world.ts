@@ -1,23 +1,23 @@
-import { type NodeState, isTerminal, makeId } from '@flotilla/protocol';
-import { type Store, timings } from '@flotilla/core';
+import { isTerminal, makeId } from '@flotilla/protocol';
+import type { Store } from '@flotilla/core';
 import { hashCredential, makeCredential } from '../../packages/control/src/accounts/credential.ts';
 import type { Machine as LinkMachine } from '../../packages/daemon/src/link/machine.ts';
 import { Backend, type Call } from './backend.ts';
 import { BusServer, CALM } from './bus.ts';
 import { Chance } from './chance.ts';
-import { type Attached, type ClientDeps, type Submitted, attachedClient, detachedClient } from './client.ts';
+import type { Attached, Submitted } from './client.ts';
 import { FAULTS } from './faults.ts';
 import { History } from './history.ts';
-import * as invariants from './invariants.ts';
-import type { Invariant, Verdict, Violation } from './invariants.ts';
+import type { Invariant, Violation } from './invariants.ts';
+import { Judge } from './judge.ts';
 import { Machine, type Nature } from './machine.ts';
 import { Network } from './network.ts';
 import { type NodeOptions, SimNode } from './node.ts';
 import { type Serving, SimReplica } from './replica.ts';
 import { Scheduler } from './scheduler.ts';
 import { SOUND, StoreServer } from './store-server.ts';
+import { planWork } from './work.ts';
 import type { Database } from './store/database.ts';
-import type { Transition } from './store/tables.ts';
 
 /**
  * One world from one seed: its size, its work, what goes wrong in it and when.
@@ -55,7 +55,6 @@ export interface Outcome {
   jobs: { succeeded: number; ended: number };
 }
 
-const WORK_UNTIL_MS = 9_000;
 const TROUBLE_FROM_MS = 300;
 const TROUBLE_UNTIL_MS = 10_000;
 const HEALED_MS = 14_000;
@@ -84,18 +83,12 @@ export class World {
   readonly #bug: Bug;
   readonly #trouble: WorldOptions['trouble'];
   readonly #plan: Chance;
-  readonly #last = new Map<string, Transition>();
-  readonly #orphaned = new Set<string>();
-  /** Transitions that have been looked at. */
-  #seen = 0;
-  /** As each control plane saw its nodes last. */
-  readonly #states = new WeakMap<Serving, Map<string, NodeState>>();
+  readonly #judge: Judge;
   /** How slow its backends are, and how often a call goes wrong in them. */
   readonly #pace: number;
   readonly #flakiness: number;
   #healed = false;
   #over = false;
-  #names = 0;
 
   constructor({ seed, history = false, bug = {}, trouble }: WorldOptions) {
     this.seed = seed;
@@ -118,7 +111,8 @@ export class World {
     this.network.swallows = (text) => bug.swallows?.(text) ?? false;
     this.bus = new BusServer(this.nature, chance.fork());
     this.store = new StoreServer(() => 1_893_456_000_000 + scheduler.now_ms, chance.fork());
-    this.store.committed = (call) => this.#committed(call);
+    this.#judge = new Judge(this, (invariant, sentence) => this.#broken(invariant, sentence));
+    this.store.committed = (call) => this.#judge.committed(call);
   }
 
   async run(): Promise<Outcome> {
@@ -128,7 +122,7 @@ export class World {
       await this.#make();
       while (!this.#over && this.violation === null) {
         if (!(await this.scheduler.step())) break;
-        this.#look();
+        this.#judge.look();
       }
       // What was rejected last is told by then.
       await new Promise((told) => setImmediate(told));
@@ -176,7 +170,7 @@ export class World {
     for (const address of addresses) this.#addReplica(address);
     const nodes = plan.whole(1, 4);
     for (let at = 1; at <= nodes; at++) await this.#addNode(`node-${at}`, addresses);
-    this.#planWork(key);
+    planWork(this, plan, key, this.#judge);
     if (this.#trouble === undefined) this.#planTrouble();
     else this.#trouble(this);
     this.scheduler.at(HEALED_MS, () => this.#heal());
@@ -225,7 +219,8 @@ export class World {
     twin.start();
   }
 
-  #machines(): SimNode[] {
+  /** Nodes and their twins. */
+  machines(): SimNode[] {
     return [...this.nodes, ...this.twins];
   }
 
@@ -240,7 +235,7 @@ export class World {
       chance: chance.fork(),
       node: of.id,
       nextId: () => this.calls.length + 1,
-      began: (call) => this.#began(call),
+      began: (call) => this.#judge.began(call),
       pace: this.#pace,
       flakiness: () => (this.#healed ? 0 : this.#flakiness),
     });
@@ -281,61 +276,7 @@ export class World {
     });
   }
 
-  // ── What is to be done in it ──
-
-  #planWork(credential: string): void {
-    const plan = this.#plan;
-    const { scheduler } = this;
-    const deps: ClientDeps = {
-      scheduler,
-      chance: this.chance.fork(),
-      credential,
-      anywhere: () => this.anywhere(),
-      heard: (client) => this.#heard(client),
-      acked: (job) => {
-        this.history.add('client', `${job.request_id} is acknowledged as ${[...job.jobs].join()}`);
-        this.#judge('P1', invariants.committed(this.store.database, job));
-      },
-    };
-    const jobs = plan.whole(5, 14);
-    for (let at = 0; at < jobs; at++) {
-      const at_ms = plan.between(TROUBLE_FROM_MS, WORK_UNTIL_MS);
-      const detached = plan.happens(0.5);
-      const words = plan.whole(1, 24);
-      const name = `${detached ? 'detached' : 'attached'}-${++this.#names}`;
-      if (detached) {
-        const asked = {
-          request_id: name,
-          words,
-          on_node_loss: plan.happens(0.7) ? 'requeue' : plan.pick(['fail', 'wait_for_origin']),
-          queue_timeout_ms: plan.happens(0.15) ? plan.whole(500, 5000) : 60_000,
-          run_timeout_ms: plan.happens(0.15) ? plan.whole(300, 3000) : 20_000,
-          tries: plan.whole(1, 40),
-          repeats: plan.happens(0.2),
-        };
-        const cancelled_ms = plan.happens(0.25) ? at_ms + plan.between(0, 6000) : null;
-        scheduler.at(at_ms, () => {
-          const job = detachedClient(deps, asked);
-          this.submitted.push(job);
-          if (cancelled_ms !== null) scheduler.at(cancelled_ms, () => this.#cancel(job));
-        });
-      } else {
-        const asked = {
-          request_id: name,
-          stream: plan.happens(0.7),
-          wants_usage: plan.happens(0.3),
-          words,
-          leaves_after_ms: plan.happens(0.15) ? plan.between(0, 4000) : null,
-        };
-        scheduler.at(at_ms, () => this.attached.push(attachedClient(deps, asked)));
-      }
-    }
-  }
-
-  #cancel({ jobs: [job] }: Submitted): void {
-    if (job !== undefined)
-      this.asOperator(({ detached }) => detached.cancel(job, 'It is not needed any more.'));
-  }
+  // ── What goes on in it ──
 
   /** Asks a control plane for something; what it refuses, or cannot do now, is not asked again. */
   asOperator(ask: (serving: Serving) => Promise<unknown>): void {
@@ -389,146 +330,21 @@ export class World {
     return there.length === 0 ? undefined : this.chance.pick(there);
   }
 
-  // ── What holds in it ──
-
-  #judge(invariant: Invariant, verdict: Verdict): void {
-    if (verdict !== undefined) this.#broken(invariant, verdict);
-  }
-
   #broken(invariant: Invariant, sentence: string): void {
     this.history.add('VIOLATION', `${invariant}: ${sentence}`);
     this.violation ??= { invariant, sentence, at_ms: this.scheduler.now_ms };
   }
 
-  #heard(client: Attached): void {
-    this.history.add('client', `${client.request_id} has ${client.received.length} characters`, {
-      status: client.status,
-      end: client.end,
-    });
-    this.#judge('P2', invariants.recorded(this.store.database, client));
-    this.#judge('P6', invariants.ofOneAnswer(client, this.calls));
-  }
-
-  #committed(call: string): void {
-    const { database } = this.store;
-    while (this.#seen < database.transitions.length) {
-      const moved = database.transitions[this.#seen++]!;
-      const before = this.#last.get(moved.job);
-      this.#last.set(moved.job, moved);
-      this.#judge('P3', invariants.endsOnce(before, moved, this.#orphaned.delete(moved.job)));
-      if (call === 'endOrphans') this.#orphaned.add(moved.job);
-      if (moved.attached) continue;
-      if (moved.to === 'succeeded') this.#judge('P3', invariants.ofItsAttempt(database, moved, this.calls));
-      if (moved.to === 'leased' && moved.node !== null && moved.attempt !== before?.attempt) {
-        const { request_id } = database.job(moved.job)!;
-        const others = this.#atWorkOn(request_id).filter(({ node }) => node !== moved.node);
-        this.#judge('P4', invariants.alone(moved.job, moved.node, others));
-      }
-    }
-  }
-
-  #began(call: Call): void {
-    this.calls.push(call);
-    const { name, options } = this.#machines().find((node) => node.name === call.machine)!;
-    this.#judge('slots', invariants.withinSlots(name, options.slots, options.backend.open));
-    if (!call.request_id.startsWith('detached')) return;
-    const others = this.#atWorkOn(call.request_id).filter(({ machine }) => machine !== call.machine);
-    this.#judge('P4', invariants.alone(call.request_id, call.machine, others));
-  }
-
-  /** By nodes that can know when their time is over: one that stands still finds out when it goes on. */
-  #atWorkOn(request_id: string): Call[] {
-    const { now_ms } = this.scheduler;
-    const t = timings(this.heartbeat_ms);
-    const notices_ms = t.heartbeat_ms + t.jitter_ms + 10;
-    return this.calls.filter(
-      (call) =>
-        call.ended_ms === null &&
-        call.request_id === request_id &&
-        call.process.running &&
-        now_ms - call.process.stood_until_ms > notices_ms,
-    );
-  }
-
-  /** After each event. */
-  #look(): void {
-    const { lease_ttl_ms } = timings(this.heartbeat_ms);
-    for (const { serving } of this.replicas) {
-      if (serving === null) continue;
-      this.#judge('slots', invariants.slotsHeld(serving));
-      let states = this.#states.get(serving);
-      if (states === undefined) this.#states.set(serving, (states = new Map()));
-      for (const node of serving.roster.all()) {
-        const { id, state } = node;
-        if (states.get(id) === state) continue;
-        states.set(id, state);
-        if (state !== 'offline' || node.replica !== null) continue;
-        const heard_ms = serving.heard.get(id);
-        if (heard_ms === undefined || node.liveness.reason.startsWith('it said goodbye')) continue;
-        const silent_ms = serving.process.clock.now_ms() - heard_ms;
-        this.#judge('liveness', invariants.leaseOver(node.record.name, silent_ms, lease_ttl_ms));
-      }
-    }
-  }
-
   #watchEnd(): void {
     this.scheduler.after(LOOK_EVERY_MS, () => {
       const { now_ms } = this.scheduler;
-      const left = this.#healed ? this.#left() : ['trouble'];
+      const left = this.#healed ? this.#judge.left() : ['trouble'];
       if (left.length === 0) this.#over = true;
       else if (now_ms > OVER_MS)
         this.#broken('ends', `After ${Math.round(now_ms / 1000)} s: ${left.join('; ')}.`);
       else this.#watchEnd();
     });
   }
-
-  /** What has not ended. */
-  #left(): string[] {
-    const { database } = this.store;
-    const left: string[] = [];
-    for (const client of this.attached) {
-      if (client.end === null) left.push(`${client.request_id} has no end`);
-    }
-    for (const job of this.submitted) {
-      if (job.jobs.size === 0 && !job.given_up) left.push(`${job.request_id} is not acknowledged`);
-      else this.#judge('P1', invariants.committed(database, job));
-    }
-    for (const row of database.jobs()) {
-      if (!isTerminal(row.state)) left.push(`${row.id} (${row.request_id}) is ${row.state}`);
-      else if (!row.attached && database.usageOf(row.id) === undefined)
-        left.push(`${row.id} has no usage row`);
-    }
-    for (const { link, name, options, process, over } of this.nodes) {
-      if (over) continue;
-      if (process !== null && !process.running) left.push(`${name} stands still`);
-      else if (link === null) left.push(`${name} does not run`);
-      else if (link.attempts.size > 0)
-        left.push(
-          `${name} holds ${link.attempts
-            .inventory()
-            .map(({ job }) => job)
-            .join()}`,
-        );
-      if (options.backend.open.size > 0) left.push(`the backend of ${name} is at work`);
-    }
-    for (const { serving, address } of this.replicas) {
-      if (serving?.process.running !== true) left.push(`${address} does not serve`);
-      else left.push(...heldBy(serving).map((held) => `${address}: ${held}`));
-    }
-    return left;
-  }
-}
-
-function heldBy({ roster }: Serving): string[] {
-  const held: string[] = [];
-  for (const { ledger, record, state, attempts } of roster.all()) {
-    if (state !== 'online' && state !== 'revoked') held.push(`${record.name} is ${state}`);
-    for (const pool of ledger.pools.values()) {
-      if (pool.reserved > 0) held.push(`${record.name} has ${pool.reserved} slots reserved`);
-    }
-    if (attempts.size > 0) held.push(`${record.name} has attempts ${[...attempts.keys()].join()}`);
-  }
-  return held;
 }
 
 function describe(error: unknown): string {
