@@ -409,7 +409,7 @@ export function createSharedLimits(deps: SharedLimitsDeps): SharedLimits {
       const share = account.shares.get(kind);
       const amount = amounts[kind];
       if (share === undefined || amount === undefined || share.free >= amount) continue;
-      if (share.seen === null || share.seen.at_ms < since_ms) return storeAway();
+      if (share.seen === null || share.seen.at_ms <= since_ms) return storeAway();
       share.denied = {
         verdict: 'short',
         first: amount - share.free,
