@@ -7,10 +7,10 @@ import { World } from './world.ts';
 const SEEDS_MOST = 150;
 
 describe('the simulator finds', () => {
-  test.each(PLANTED_BUGS)('$name ($breaks)', async ({ bug, breaks }) => {
+  test.each(PLANTED_BUGS)('$name ($breaks)', async ({ bug, breaks, trouble }) => {
     const found: string[] = [];
     for (let seed = 1; seed <= SEEDS_MOST && found.at(-1) !== breaks; seed++) {
-      const { violation } = await new World({ seed, bug }).run();
+      const { violation } = await new World({ seed, bug, trouble }).run();
       if (violation !== null) found.push(violation.invariant);
     }
     expect(found.at(-1)).toBe(breaks);

@@ -1,12 +1,15 @@
 import type { HttpCalls } from '@flotilla/core';
+import { FAULTS } from './faults.ts';
 import type { Invariant } from './invariants.ts';
-import type { Bug } from './world.ts';
+import type { Bug, WorldOptions } from './world.ts';
 
 /** Bugs that break one promise each, put in where a world lets them in: proof that the simulator would see them. */
 export interface PlantedBug {
   breaks: Invariant;
   name: string;
   bug: Bug;
+  /** What it takes to bring it out, where chance seldom does. */
+  trouble?: WorldOptions['trouble'];
 }
 
 export const PLANTED_BUGS: readonly PlantedBug[] = [
@@ -74,6 +77,12 @@ export const PLANTED_BUGS: readonly PlantedBug[] = [
     breaks: 'P4',
     name: 'a node that never learns that its lease is over',
     bug: { machineOf: (machine) => ({ ...machine, lease_clock: () => 0 }) },
+    trouble(world) {
+      for (let at_ms = 1000; at_ms < 9000; at_ms += 1000) {
+        const cutOff = () => FAULTS['a node is cut off']!(world, world.chance, 4 * world.heartbeat_ms);
+        world.scheduler.at(at_ms, cutOff);
+      }
+    },
   },
   {
     breaks: 'P6',

@@ -32,7 +32,7 @@ export interface WorldOptions {
   /** A bug, put in where the world lets one in. */
   bug?: Bug;
   /** What goes wrong, where that is not for chance to say. */
-  trouble?: (world: World) => void;
+  trouble?: ((world: World) => void) | undefined;
 }
 
 export interface Bug {
