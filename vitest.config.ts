@@ -40,7 +40,7 @@ export default defineConfig({
         test: { name: 'timed', include: TIMED, sequence: { groupOrder: 1 }, maxWorkers: 1 },
       },
       { extends: true, test: { name: 'long', include: LONG, sequence: { groupOrder: 0 } } },
-      { extends: true, test: { name: 'chaos', include: CHAOS, sequence: { groupOrder: 0 }, maxWorkers: 1 } },
+      { extends: true, test: { name: 'chaos', include: CHAOS, sequence: { groupOrder: 0 } } },
       { extends: true, test: { name: 'package', include: PACKAGED, sequence: { groupOrder: 2 } } },
     ],
     globalSetup: 'tests/support/prepare.ts',

@@ -311,7 +311,10 @@ function isSuccess({ work, status, text, end }: Of<'answered'>): boolean {
 function healing({ of }: Index): Violation[] {
   const found: Violation[] = [];
   const healed = new Set(of('healed').map(({ number }) => number));
-  for (const what of of('fault')) if (!healed.has(what.number)) found.push({ promise: 'all heals', what });
+  const why = new Map(of('unhealed').map(({ number, error }) => [number, error]));
+  for (const fault of of('fault'))
+    if (!healed.has(fault.number))
+      found.push({ promise: 'all heals', what: { ...fault, error: why.get(fault.number) } });
   for (const what of of('view')) {
     const well = what.ready === 'ready' && what.nodes.every(([, state]) => state === 'online');
     if (!well) found.push({ promise: 'all heals', what });

@@ -173,9 +173,15 @@ export async function breakThings(
     counts.set(fault.name, (counts.get(fault.name) ?? 0) + 1);
     const meet = async (own: number): Promise<void> => {
       fleet.history.add({ type: 'fault', number: own, name: fault.name, target, for_ms });
-      await fault.begin(fleet, place);
-      await wait(for_ms, over);
-      await fault.heal(fleet, place);
+      try {
+        await fault.begin(fleet, place);
+        await wait(for_ms, over);
+        await fault.heal(fleet, place);
+      } catch (error) {
+        // Nothing else meets this target; the fault itself is found to be open.
+        fleet.history.add({ type: 'unhealed', number: own, error: String(error) });
+        return;
+      }
       fleet.history.add({ type: 'healed', number: own, name: fault.name, target });
       healing.delete(target);
     };

@@ -33,6 +33,8 @@ export type Seen =
     }
   | { type: 'fault'; number: number; name: string; target: string; for_ms: number }
   | { type: 'healed'; number: number; name: string; target: string }
+  /** It could not be: why. */
+  | { type: 'unhealed'; number: number; error: string }
   /** A process of the product has ended; `killed`: by a fault. */
   | { type: 'exited'; who: string; killed: boolean; code: number | null; output: string }
   /** Nothing is broken any more. */
