@@ -1,6 +1,7 @@
 /**
- * The budget of this process for bodies in memory: requests of attached and of claimed detached jobs, and the results
- * of the latter until they are committed. What would go beyond it is refused (attached requests) or not claimed yet.
+ * The budget of this process for bodies in memory: requests of attached and of claimed jobs, those of other replicas'
+ * clients included, and the results of detached ones until they are committed. What would go beyond it is refused (requests
+ * of clients here) or not claimed yet.
  */
 export interface BodyMemory {
   readonly held_bytes: number;

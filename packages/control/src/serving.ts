@@ -208,6 +208,7 @@ export async function assembleServing(deps: ServingDeps, undo: (() => Promise<un
           replica,
           roster,
           dispatcher,
+          memory,
           queue_bound: config.queue_bound,
         });
   undo.push(() => Promise.resolve(peers?.close()));

@@ -26,8 +26,10 @@ import type { Announcement, Work } from './peer-messages.ts';
  * channel sees what it loses, and begins anew with what waits.
  */
 /** What is known of a job that waits at another replica. */
-interface OthersJob extends Waiter {
+export interface OthersJob extends Waiter {
   readonly owner: string;
+  /** Of its request; under another model's name it may be some bytes longer. */
+  readonly body_length: number;
   told_ms: number;
 }
 
@@ -176,12 +178,13 @@ export function createAnnouncements(deps: {
   }
 
   function enter(owner: string, told: Announcement): boolean {
-    const { job: id, key, model, operation, labels, order_key, priority } = told;
+    const { job: id, key, model, operation, labels, order_key, priority, body_length } = told;
     const avoid = new Set(told.avoid);
     const refused_by = new Set(told.refused_by);
     const job: OthersJob = {
       id,
       owner,
+      body_length,
       capability: model,
       lane: JSON.stringify([operation, labels, told.avoid, told.refused_by]),
       order_key,
@@ -238,5 +241,6 @@ function announcement({ id, placement, order_key, request }: ActiveJob): Announc
     affinity,
     order_key,
     priority: request.priority,
+    body_length: request.body.byteLength,
   };
 }

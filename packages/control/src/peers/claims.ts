@@ -1,19 +1,20 @@
 import { type Clock, type Timer, promise } from '@flotilla/core';
+import type { BodyMemory } from '../body-memory.ts';
 import type { ModelSpot } from '../fleet/node.ts';
 import type { Channel } from './channel.ts';
 
 /**
- * Slots of nodes linked here, kept for jobs that wait at other replicas until those have answered.
+ * Slots of nodes linked here, and memory for requests, kept for jobs that wait at other replicas until those have answered.
  *
- *     slot kept ──claim──▶ claimed ──offer──▶ granted: its request comes (receiving.ts)
- *                             └── gone, 1 s, channel broken ──▶ slot free
+ *     kept ──claim──▶ claimed ──offer──▶ granted: its request comes (receiving.ts)
+ *                        └── gone, 1 s, channel broken ──▶ free
  */
 export interface Claims {
-  /** Keeps the slot, and asks the owner for the job. */
-  claim(owner: string, channel: Channel, job: string, spot: ModelSpot): void;
+  /** Keeps the slot and so many bytes, and asks the owner for the job. */
+  claim(owner: string, channel: Channel, job: string, kept: Kept): void;
   has(job: string): boolean;
-  /** The owner gives the job. @returns where its slot is kept; undefined: it was given up */
-  granted(owner: string, job: string): ModelSpot | undefined;
+  /** The owner gives the job. @returns what is kept for it; undefined: it was given up */
+  granted(owner: string, job: string): Kept | undefined;
   /** The owner does not give the job. */
   gone(owner: string, job: string): void;
   /** The channel is open anew: what was asked on the former one is asked again. */
@@ -21,22 +22,29 @@ export interface Claims {
   broken(owner: string): void;
 }
 
-interface Claim {
+/** What a job that is on its way here has of this replica. */
+export interface Kept {
+  readonly spot: ModelSpot;
+  /** Of the budget of bodies. */
+  readonly bytes: number;
+}
+
+interface Claim extends Kept {
   owner: string;
-  spot: ModelSpot;
   timer: Timer;
 }
 
 const CLAIM_WITHIN_MS = 1000;
 
-/** @param free takes back the promise of the slot */
-export function createClaims(clock: Clock, free: (spot: ModelSpot) => void): Claims {
+/** @param free gives back what was kept */
+export function createClaims(clock: Clock, memory: BodyMemory, free: (kept: Kept) => void): Claims {
   const claims = new Map<string, Claim>();
   return {
-    claim(owner, channel, job, spot) {
+    claim(owner, channel, job, { spot, bytes }) {
       promise(spot.node.ledger, spot.slots);
+      memory.take(bytes);
       const timer = clock.after(CLAIM_WITHIN_MS, () => giveUp(job));
-      claims.set(job, { owner, spot, timer });
+      claims.set(job, { owner, spot, bytes, timer });
       say(channel, job, spot);
     },
     has: (job) => claims.has(job),
@@ -45,7 +53,7 @@ export function createClaims(clock: Clock, free: (spot: ModelSpot) => void): Cla
       if (one?.owner !== owner) return undefined;
       one.timer.cancel();
       claims.delete(job);
-      return one.spot;
+      return one;
     },
     gone(owner, job) {
       if (claims.get(job)?.owner === owner) giveUp(job);
@@ -67,6 +75,6 @@ export function createClaims(clock: Clock, free: (spot: ModelSpot) => void): Cla
     if (one === undefined) return;
     one.timer.cancel();
     claims.delete(job);
-    free(one.spot);
+    free(one);
   }
 }

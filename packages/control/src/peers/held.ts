@@ -1,5 +1,6 @@
 import { type Clock, OutStream, newJob } from '@flotilla/core';
 import { FRAME_KIND } from '@flotilla/protocol';
+import type { BodyMemory } from '../body-memory.ts';
 import type { ActiveJob, JobOwner, JobSink } from '../dispatch/active-job.ts';
 import type { Dispatcher } from '../dispatch/dispatcher.ts';
 import { type FleetNode, type ModelSpot, dropAttempt } from '../fleet/node.ts';
@@ -15,7 +16,7 @@ import type { HeldForPeer, PeerMessage, PeerMessageOf, PeerOffer } from './peer-
  *                                                           └── channel broken for 6 s ──▲
  */
 export interface HeldJobs {
-  /** The node gets it, with its whole request. */
+  /** The node gets it, with its whole request, whose bytes are in the budget already. */
   begin(owner: string, channel: Channel, offer: PeerOffer, spot: ModelSpot, body: Uint8Array): void;
   /** Holds it from where its rules stand; its answer is passed on from this byte. */
   hold(owner: string, offer: PeerOffer, body: Uint8Array, kernel: ActiveJob['kernel'], from: number): Held;
@@ -56,6 +57,7 @@ export const HELD_POLICY: ActiveJob['kernel']['policy'] = {
 
 export function createHeldJobs(deps: {
   clock: Clock;
+  memory: BodyMemory;
   dispatcher: Dispatcher;
   channelOf: (owner: string) => Channel | undefined;
   tell: (owner: string, message: PeerMessage) => void;
@@ -68,6 +70,7 @@ export function createHeldJobs(deps: {
     const { node } = spot;
     const of = { job: offer.job, attempt: offer.attempt };
     if (node.link?.open !== true || node.state !== 'online') {
+      deps.memory.give(body.byteLength);
       return channel.send({ type: 'rejected', ...of, reason: 'its node went away' });
     }
     const kernel = { ...newJob(HELD_POLICY, clock.now_ms()), attempt: offer.attempt - 1 };
@@ -244,6 +247,7 @@ export function createHeldJobs(deps: {
     if (one === undefined) return;
     deps.channelOf(owner)?.detach(one.stream);
     held.get(owner)!.delete(job);
+    deps.memory.give(one.job.request.body.byteLength);
   }
 
   function stop(one: Held, reason: string): void {

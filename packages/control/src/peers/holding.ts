@@ -1,10 +1,10 @@
 import { type Clock, withdrawPromise } from '@flotilla/core';
 import type { Frame } from '@flotilla/protocol';
+import type { BodyMemory } from '../body-memory.ts';
 import type { Dispatcher } from '../dispatch/dispatcher.ts';
-import type { ModelSpot } from '../fleet/node.ts';
 import { type Adoptions, createAdoptions } from './adoptions.ts';
 import type { Channel } from './channel.ts';
-import { type Claims, createClaims } from './claims.ts';
+import { type Claims, type Kept, createClaims } from './claims.ts';
 import { type HeldJobs, createHeldJobs } from './held.ts';
 import type { PeerMessage, PeerMessageOf } from './peer-messages.ts';
 import { createReceiving } from './receiving.ts';
@@ -31,18 +31,19 @@ export interface Holding {
 
 export function createHolding(deps: {
   clock: Clock;
+  memory: BodyMemory;
   dispatcher: Dispatcher;
   channelOf: (owner: string) => Channel | undefined;
 }): Holding {
-  const { clock, dispatcher, channelOf } = deps;
+  const { clock, memory, dispatcher, channelOf } = deps;
   const tell = (owner: string, message: PeerMessage) => channelOf(owner)?.send(message);
-  const claims = createClaims(clock, free);
-  const held = createHeldJobs({ clock, dispatcher, channelOf, tell });
+  const claims = createClaims(clock, memory, free);
+  const held = createHeldJobs({ clock, memory, dispatcher, channelOf, tell });
   const adoptions = createAdoptions({ clock, dispatcher, held });
   const receiving = createReceiving({
     tell,
     free,
-    whole(owner, offer, spot, body) {
+    whole(owner, offer, { spot }, body) {
       withdrawPromise(spot.node.ledger, spot.slots);
       held.begin(owner, channelOf(owner)!, offer, spot, body);
     },
@@ -66,7 +67,8 @@ export function createHolding(deps: {
     died: (owner) => held.died(owner),
   };
 
-  function free(spot: ModelSpot): void {
+  function free({ spot, bytes }: Kept): void {
+    memory.give(bytes);
     withdrawPromise(spot.node.ledger, spot.slots);
     dispatcher.pump(spot.node);
   }
@@ -103,8 +105,13 @@ export function createHolding(deps: {
   }
 
   function offered(owner: string, channel: Channel, { type: _type, ...offer }: PeerMessageOf<'offer'>): void {
-    const spot = claims.granted(owner, offer.job);
-    if (spot !== undefined) return receiving.begin(owner, offer, spot);
+    const kept = claims.granted(owner, offer.job);
+    if (kept !== undefined) {
+      // Under the model's name at this place it may have another length than was told.
+      memory.give(kept.bytes);
+      memory.take(offer.body_length);
+      return receiving.begin(owner, offer, { spot: kept.spot, bytes: offer.body_length });
+    }
     const { job, attempt } = offer;
     channel.send({ type: 'rejected', job, attempt, reason: 'its slot was given up' });
   }

@@ -52,6 +52,7 @@ const announcement = z.object({
   affinity: z.string().nullable(),
   order_key: z.number(),
   priority: z.number(),
+  body_length: count.default(0),
 });
 const work = z.object({ type: z.literal('work'), jobs: z.array(announcement) });
 /** Told to all, or to one on its channel. */

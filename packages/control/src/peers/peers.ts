@@ -1,11 +1,12 @@
-import type { Bus, Clock, Log, Random } from '@flotilla/core';
+import type { Bus, Clock, Log, Random, Timer } from '@flotilla/core';
 import type { InventoryItem } from '@flotilla/protocol';
+import type { BodyMemory } from '../body-memory.ts';
 import type { Hints } from '../bus/hints.ts';
 import type { Questions } from '../bus/questions.ts';
 import type { Dispatcher, OthersWork } from '../dispatch/dispatcher.ts';
-import type { FleetNode } from '../fleet/node.ts';
+import type { FleetNode, ModelSpot } from '../fleet/node.ts';
 import type { Roster } from '../fleet/roster.ts';
-import { type Announcements, createAnnouncements } from './announcements.ts';
+import { type Announcements, type OthersJob, createAnnouncements } from './announcements.ts';
 import { type Channel, openChannel } from './channel.ts';
 import { createHolding } from './holding.ts';
 import { createOwned } from './owned.ts';
@@ -33,21 +34,30 @@ export interface PeersDeps {
   roster: Roster;
   dispatcher: Dispatcher;
   queue_bound: number;
+  /** A request of another replica's client is in memory here as well, while its node has it. */
+  memory: BodyMemory;
   /** Whether that replica is there, as far as is known. */
   lives(replica: string): Promise<boolean>;
   /** Those that are there besides this one, as far as is known. */
   others(): Iterable<string>;
 }
 
+const MEMORY_RETRY_MS = 250;
 const MESSAGE_MOST_BYTES = 1024 * 1024;
 
 export function startPeers(deps: PeersDeps): Peers {
   const { bus, clock, dispatcher, roster, replica } = deps;
   const channels = new Map<string, Channel>();
   const owned = createOwned({ clock, dispatcher, roster });
-  const holding = createHolding({ clock, dispatcher, channelOf: (owner) => channels.get(owner) });
+  const holding = createHolding({
+    clock,
+    memory: deps.memory,
+    dispatcher,
+    channelOf: (owner) => channels.get(owner),
+  });
   const { places } = dispatcher.deps;
   let waking = false;
+  let memory_timer: Timer | null = null;
   let closed = false;
   const work: Announcements = createAnnouncements({
     ...deps,
@@ -84,7 +94,7 @@ export function startPeers(deps: PeersDeps): Peers {
 
   const others: OthersWork = {
     present: true,
-    headFor: (node) => work.room.firstFor(node)?.job ?? null,
+    headFor: (node) => firstFor(node)?.job ?? null,
     take,
     headOf: (model) => work.room.headOf(model),
     wake,
@@ -109,6 +119,7 @@ export function startPeers(deps: PeersDeps): Peers {
     },
     close() {
       closed = true;
+      memory_timer?.cancel();
       work.close();
       for (const channel of channels.values()) channel.close();
     },
@@ -124,11 +135,31 @@ export function startPeers(deps: PeersDeps): Peers {
     });
   }
 
-  function take(node: FleetNode): void {
+  function firstFor(node: FleetNode): { job: OthersJob; spot: ModelSpot } | null {
     const first = work.room.firstFor(node);
-    if (first === null) return;
-    work.forget(first.job);
-    holding.claims.claim(first.job.owner, channelTo(first.job.owner), first.job.id, first.spot);
+    return first !== null && fits(first.job) ? first : null;
+  }
+
+  /** Bodies go without a word: who waits for their memory looks again. */
+  function fits({ body_length }: OthersJob): boolean {
+    const { memory } = deps;
+    if (memory.held_bytes === 0 || memory.fits(body_length)) return true;
+    memory_timer ??= clock.after(MEMORY_RETRY_MS, () => {
+      memory_timer = null;
+      wake();
+    });
+    return false;
+  }
+
+  function take(node: FleetNode): void {
+    const first = firstFor(node);
+    if (first !== null) claim(first);
+  }
+
+  function claim({ job, spot }: { job: OthersJob; spot: ModelSpot }): void {
+    work.forget(job);
+    const { owner, body_length: bytes } = job;
+    holding.claims.claim(owner, channelTo(owner), job.id, { spot, bytes });
   }
 
   /** Work came, or nodes: once for all that changed in one turn. */
@@ -138,8 +169,8 @@ export function startPeers(deps: PeersDeps): Peers {
     queueMicrotask(() => {
       waking = false;
       for (let next = work.room.takeAny(); next !== null; next = work.room.takeAny()) {
-        work.forget(next.job);
-        holding.claims.claim(next.job.owner, channelTo(next.job.owner), next.job.id, next.spot);
+        if (!fits(next.job)) return void work.room.enter(next.job, true);
+        claim(next);
       }
     });
   }

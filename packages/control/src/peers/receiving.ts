@@ -1,15 +1,16 @@
 import { FRAME_KIND, type Frame } from '@flotilla/protocol';
-import type { ModelSpot } from '../fleet/node.ts';
+import type { Kept } from './claims.ts';
 import type { PeerMessage, PeerOffer } from './peer-messages.ts';
 
 /**
- * Requests on their way to nodes linked here, from the replicas that have their clients. The slot stays kept meanwhile.
+ * Requests on their way to nodes linked here, from the replicas that have their clients. What was kept for
+ * them stays kept meanwhile.
  *
  *     offered ──pieces, each where the last one ended──▶ whole ──▶ held (held.ts)
- *        └── not wanted any more, longer than said, channel broken ──▶ slot free
+ *        └── not wanted any more, longer than said, channel broken ──▶ free
  */
 export interface Receiving {
-  begin(owner: string, offer: PeerOffer, spot: ModelSpot): void;
+  begin(owner: string, offer: PeerOffer, kept: Kept): void;
   frame(owner: string, frame: Frame): void;
   /** It is not wanted any more. */
   refuse(owner: string, of: { job: string; attempt: number }): void;
@@ -18,7 +19,7 @@ export interface Receiving {
 
 interface Coming {
   offer: PeerOffer;
-  spot: ModelSpot;
+  kept: Kept;
   parts: Uint8Array[];
   length: number;
   credited: number;
@@ -28,17 +29,17 @@ const CREDIT_EVERY_BYTES = 64 * 1024;
 
 export function createReceiving(deps: {
   tell: (owner: string, message: PeerMessage) => void;
-  /** Takes back the promise of the slot. */
-  free(spot: ModelSpot): void;
-  /** The request is here; its slot is still kept. */
-  whole(owner: string, offer: PeerOffer, spot: ModelSpot, body: Uint8Array): void;
+  /** Gives back what was kept. */
+  free(kept: Kept): void;
+  /** The request is here; what was kept still is. */
+  whole(owner: string, offer: PeerOffer, kept: Kept, body: Uint8Array): void;
 }): Receiving {
   /** By owner, and by stream on the channel to it. */
   const coming = new Map<string, Map<number, Coming>>();
   return {
-    begin(owner, offer, spot) {
+    begin(owner, offer, kept) {
       const of_owner = coming.get(owner) ?? new Map<number, Coming>();
-      coming.set(owner, of_owner.set(offer.stream, { offer, spot, parts: [], length: 0, credited: 0 }));
+      coming.set(owner, of_owner.set(offer.stream, { offer, kept, parts: [], length: 0, credited: 0 }));
     },
     frame(owner, { kind, stream, offset, payload }) {
       const one = coming.get(owner)?.get(stream);
@@ -46,12 +47,12 @@ export function createReceiving(deps: {
       if (kind === FRAME_KIND.requestBody) piece(owner, one, offset, payload);
       if (kind !== FRAME_KIND.end || one.length !== one.offer.body_length) return;
       coming.get(owner)!.delete(stream);
-      const { offer, spot, parts } = one;
-      deps.whole(owner, offer, spot, parts.length === 1 ? parts[0]! : Buffer.concat(parts));
+      const { offer, kept, parts } = one;
+      deps.whole(owner, offer, kept, parts.length === 1 ? parts[0]! : Buffer.concat(parts));
     },
     refuse,
     broken(owner) {
-      for (const { spot } of coming.get(owner)?.values() ?? []) deps.free(spot);
+      for (const { kept } of coming.get(owner)?.values() ?? []) deps.free(kept);
       coming.delete(owner);
     },
   };
@@ -76,10 +77,10 @@ export function createReceiving(deps: {
   }
 
   function refuse(owner: string, of: { job: string; attempt: number }): void {
-    for (const [stream, { offer, spot }] of coming.get(owner) ?? []) {
+    for (const [stream, { offer, kept }] of coming.get(owner) ?? []) {
       if (offer.job !== of.job || offer.attempt !== of.attempt) continue;
       coming.get(owner)!.delete(stream);
-      deps.free(spot);
+      deps.free(kept);
     }
   }
 }
