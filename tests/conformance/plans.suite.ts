@@ -1,4 +1,5 @@
 import { beforeAll, describe, expect, test } from 'vitest';
+import { countBudget } from '../../packages/control/src/store/draw-limits.ts';
 import type { Engine, Sql } from '../../packages/control/src/store/sql.ts';
 import { storeOn } from '../../packages/control/src/store/store.ts';
 import { quiet } from '../support/store.ts';
@@ -28,7 +29,7 @@ export function plansSuite(subject: EngineSubject): void {
 
   /** Runs an operation against an engine that only explains, and returns what its plans use and read whole. */
   async function planOf(
-    operation: (store: EngineSubject['store']) => Promise<unknown>,
+    operation: (store: EngineSubject['store'], explain: Sql) => Promise<unknown>,
     sql: Sql = subject.sql,
   ) {
     const plans: Plan[] = [];
@@ -44,9 +45,11 @@ export function plansSuite(subject: EngineSubject): void {
       },
       transaction: (run) => run(explain),
     };
-    await operation(storeOn({ ...explain, kind: 'embedded' } as Engine, quiet)).catch((error: unknown) => {
-      if (plans.length === 0) throw error; // an operation may miss the rows that only a real answer has
-    });
+    await operation(storeOn({ ...explain, kind: 'embedded' } as Engine, quiet), explain).catch(
+      (error: unknown) => {
+        if (plans.length === 0) throw error; // an operation may miss the rows that only a real answer has
+      },
+    );
     const nodes = plans.flatMap(flatten);
     return {
       nodes,
@@ -204,6 +207,12 @@ export function plansSuite(subject: EngineSubject): void {
         throw undo;
       });
       await expect(looked).rejects.toBe(undo);
+    });
+
+    test('the counting of a budget reads the usage of its key, and of jobs those that are open', async () => {
+      const { indexes, scanned } = await planOf((_store, sql) => countBudget(sql, 'key_7', T0));
+      expect(indexes).toContain('usage_by_key');
+      expect(scanned).toEqual([]);
     });
 
     test('settle and record-open read no growing table', async () => {

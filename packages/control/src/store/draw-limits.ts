@@ -1,5 +1,6 @@
 import {
   type Allowance,
+  type BudgetCount,
   countFrom,
   type Draw,
   type Drawn,
@@ -58,8 +59,8 @@ const save = prepared(
      stale = r.stale, doubt = r.doubt, recall = r.recall, shares = r.shares
    from jsonb_to_recordset($1::jsonb) as r (${TYPES}) where a.key = r.key and a.kind = r.kind`,
 );
-const countSpent = prepared(
-  'count-spent',
+const countRows = prepared(
+  'count-budget',
   `select least(${MOST},
      coalesce((select sum(prompt_tokens + completion_tokens) from usage where key = $1 and created_at >= $2), 0)
      + coalesce((select sum(tokens) from swept_usage where key = $1 and day >= $2), 0))::bigint as spent,
@@ -121,8 +122,13 @@ async function drawOne(
 ): Promise<ReturnType<typeof drawShare>> {
   const start = countFrom(row, draw, key, now);
   if (start === null) return drawShare(row, replica, draw, key, now);
-  const [count] = await tx.query<{ spent: number; pledged: number }>(countSpent, [draw.key, start]);
-  return drawShare(row, replica, draw, key, now, { start, ...count! });
+  return drawShare(row, replica, draw, key, now, await countBudget(tx, draw.key, start));
+}
+
+/** What the rows of a key's budget say of the period that began then. */
+export async function countBudget(tx: Sql, key: string, start: number): Promise<BudgetCount> {
+  const [count] = await tx.query<{ spent: number; pledged: number }>(countRows, [key, start]);
+  return { start, ...count! };
 }
 
 function nameOf({ key, kind }: { key: string; kind: string }): string {
