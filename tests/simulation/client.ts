@@ -13,7 +13,8 @@ import type { Scheduler } from './scheduler.ts';
 export interface Attached {
   readonly request_id: string;
   readonly stream: boolean;
-  readonly sent_ms: number;
+  /** The control plane that was asked, by its name among them; null: none yet. */
+  at: string | null;
   /** Null: nothing yet. */
   status: number | null;
   received: string;
@@ -61,7 +62,7 @@ export function attachedClient(
   const client: Attached = {
     request_id,
     stream,
-    sent_ms: scheduler.now_ms,
+    at: null,
     status: null,
     received: '',
     end: null,
@@ -81,6 +82,7 @@ export function attachedClient(
   function send(): void {
     const serving = deps.anywhere();
     if (serving === undefined) return void scheduler.after(RETRY_MS, send);
+    client.at = serving.id;
     const wire = new Wire(client, serving.process, chance, deps.heard);
     serving.process.onDeath(() => wire.cut());
     serving.process.arrives(scheduler.now_ms + chance.delay(0.5, 30), () => {

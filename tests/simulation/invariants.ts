@@ -1,3 +1,4 @@
+import type { KeyRecord } from '@flotilla/core';
 import { isTerminal } from '@flotilla/protocol';
 import type { Call } from './backend.ts';
 import type { Attached, Submitted } from './client.ts';
@@ -23,6 +24,7 @@ export const INVARIANTS = {
   P3: 'A job has at most one accepted result, and it is that of the attempt that counts.',
   P4: 'Detached work is not given to a second node before the first has stopped it.',
   P6: 'An answer is that of one attempt, byte for byte, and ends as a success only when it is whole.',
+  limits: 'What a key may at once, and in a minute, holds over all control planes together.',
   slots: 'A slot has one holder: what is reserved is held, never beyond what there is.',
   liveness: 'No node is called offline before its lease has ended.',
   ends: 'Every job ends, and leaves nothing behind.',
@@ -111,6 +113,28 @@ export function ofOneAnswer(client: Attached, calls: readonly Call[]): Verdict {
     return `${client.request_id} ended without its [DONE], and no error tells so.`;
   }
   return undefined;
+}
+
+/** What the clients' key may. */
+export type KeyLimits = Pick<KeyRecord, 'requests_per_minute' | 'concurrency'>;
+
+/**
+ * Of attached requests that were let in. What a control plane has that was taken for dead, and lives, is nobody's place any more.
+ * @param asked all that have ever reached a model server @param passed_ms since the first could
+ */
+export function withinLimits(
+  { requests_per_minute, concurrency }: KeyLimits,
+  asked: ReadonlySet<string>,
+  passed_ms: number,
+  open: readonly Attached[],
+): Verdict {
+  if (concurrency !== null && open.length > concurrency) {
+    return `${open.map(({ request_id }) => request_id).join()} are served at once; the key may ${concurrency}.`;
+  }
+  // A bucket with a minute's worth in it, filled again as time passes.
+  const most = (requests_per_minute ?? Infinity) * (1 + passed_ms / 60_000);
+  if (asked.size <= most) return undefined;
+  return `${asked.size} requests were let in within ${passed_ms.toFixed(0)} ms; the key may ${requests_per_minute} in a minute.`;
 }
 
 /** The ledgers of one control plane. */

@@ -18,6 +18,8 @@ export class Judge {
   readonly #orphaned = new Set<string>();
   /** Transitions that have been looked at. */
   #seen = 0;
+  /** Attached requests that have reached a model server. */
+  readonly #asked = new Set<string>();
   /** As each control plane saw its nodes last. */
   readonly #states = new WeakMap<Serving, Map<string, NodeState>>();
 
@@ -68,9 +70,22 @@ export class Judge {
     this.#world.calls.push(call);
     const { name, options } = this.#world.machines().find((node) => node.name === call.machine)!;
     this.#judge('slots', invariants.withinSlots(name, options.slots, options.backend.open));
-    if (!call.request_id.startsWith('detached')) return;
+    if (!call.request_id.startsWith('detached')) return this.#letIn(call);
     const others = this.#atWorkOn(call.request_id).filter(({ machine }) => machine !== call.machine);
     this.#judge('P4', invariants.alone(call.request_id, call.machine, others));
+  }
+
+  #letIn({ request_id }: Call): void {
+    const { attached, calls, limits, scheduler, store } = this.#world;
+    this.#asked.add(request_id);
+    const at_work = new Set(calls.flatMap((call) => (call.ended_ms === null ? [call.request_id] : [])));
+    const open = attached.filter(
+      (client) =>
+        client.end === null &&
+        at_work.has(client.request_id) &&
+        store.database.tables.replicas.has(client.at!),
+    );
+    this.#judge('limits', invariants.withinLimits(limits, this.#asked, scheduler.now_ms, open));
   }
 
   /** By nodes that can know when their time is over: one that stands still finds out when it goes on. */
@@ -110,7 +125,8 @@ export class Judge {
 
   /** What has not ended. */
   left(): string[] {
-    const { database } = this.#world.store;
+    const { nodes, store } = this.#world;
+    const { database } = store;
     const left: string[] = [];
     for (const client of this.#world.attached) {
       if (client.end === null) left.push(`${client.request_id} has no end`);
@@ -120,11 +136,17 @@ export class Judge {
       else this.#judge('P1', invariants.committed(database, job));
     }
     for (const row of database.jobs()) {
+      // It waits for a day, and a world is over before.
+      if (
+        row.on_node_loss === 'wait_for_origin' &&
+        nodes.some(({ over, options }) => over && options.id === row.node)
+      )
+        continue;
       if (!isTerminal(row.state)) left.push(`${row.id} (${row.request_id}) is ${row.state}`);
       else if (!row.attached && database.usageOf(row.id) === undefined)
         left.push(`${row.id} has no usage row`);
     }
-    for (const { link, name, options, process, over } of this.#world.nodes) {
+    for (const { link, name, options, process, over } of nodes) {
       if (over) continue;
       if (process !== null && !process.running) left.push(`${name} stands still`);
       else if (link === null) left.push(`${name} does not run`);

@@ -6,7 +6,8 @@ import { World } from './world.ts';
 /** Within so many worlds each is found. */
 const SEEDS_MOST = 150;
 
-describe('the simulator finds', () => {
+/** It computes and never waits: on a busy machine for as long as that takes. */
+describe('the simulator finds', { timeout: 300_000 }, () => {
   test.each(PLANTED_BUGS)('$name ($breaks)', async ({ bug, breaks, trouble }) => {
     const found: string[] = [];
     for (let seed = 1; seed <= SEEDS_MOST && found.at(-1) !== breaks; seed++) {

@@ -112,6 +112,19 @@ export const PLANTED_BUGS: readonly PlantedBug[] = [
     },
   },
   {
+    breaks: 'limits',
+    name: 'a draw that grants one more than there is',
+    bug: {
+      storeOf: (store) => ({
+        ...store,
+        async drawLimits(replica, draws) {
+          const drawn = await store.drawLimits(replica, draws);
+          return drawn?.map((one) => ({ ...one, granted: one.granted + 1 })) ?? null;
+        },
+      }),
+    },
+  },
+  {
     breaks: 'slots',
     name: 'a slot that is free and still has its holder',
     bug: {

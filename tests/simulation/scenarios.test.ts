@@ -11,7 +11,8 @@ async function violations(trouble: NonNullable<WorldOptions['trouble']>, worlds 
   return found;
 }
 
-describe('every promise holds', () => {
+/** They compute and never wait: on a busy machine for as long as that takes. */
+describe('every promise holds', { timeout: 300_000 }, () => {
   test('where a machine sleeps again and again for a little longer than its lease', async () => {
     const found = await violations(({ nodes, scheduler, heartbeat_ms, chance }) => {
       const { machine } = nodes[0]!.options;

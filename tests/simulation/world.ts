@@ -8,7 +8,7 @@ import { Chance } from './chance.ts';
 import type { Attached, Submitted } from './client.ts';
 import { FAULTS } from './faults.ts';
 import { History } from './history.ts';
-import type { Invariant, Violation } from './invariants.ts';
+import type { Invariant, KeyLimits, Violation } from './invariants.ts';
 import { Judge } from './judge.ts';
 import { Machine, type Nature } from './machine.ts';
 import { Network } from './network.ts';
@@ -79,6 +79,8 @@ export class World {
   readonly attached: Attached[] = [];
   readonly submitted: Submitted[] = [];
   readonly heartbeat_ms: number;
+  /** Of the key of all clients. */
+  readonly limits: KeyLimits;
   violation: Outcome['violation'] = null;
   readonly #bug: Bug;
   readonly #trouble: WorldOptions['trouble'];
@@ -105,6 +107,10 @@ export class World {
       broke: (who, error) => this.#broken('sound', `${who}: ${describe(error)}`),
     };
     this.heartbeat_ms = this.#plan.pick([1000, 1000, 1000, 2000, 5000]);
+    this.limits = {
+      requests_per_minute: this.#plan.happens(0.15) ? this.#plan.whole(2, 8) : null,
+      concurrency: this.#plan.happens(0.2) ? this.#plan.whole(1, 3) : null,
+    };
     this.#pace = this.#plan.pick([1, 1, 3, 8]);
     this.#flakiness = this.#plan.pick([0, 0, 0.1, 0.4]);
     this.network = new Network(this.nature, chance.fork());
@@ -157,8 +163,7 @@ export class World {
       scopes: ['inference', 'jobs'],
       allowed_models: [],
       node_labels: {},
-      requests_per_minute: null,
-      concurrency: null,
+      ...this.limits,
       tokens_per_minute: null,
       token_budget: null,
       created_at: 0,
