@@ -113,6 +113,27 @@ describe.skipIf(NATS_URL === undefined)('at two replicas (they need PostgreSQL a
     expect((await beatAt(first)).status).toBe(200);
   });
 
+  test('nodes that fell silent together and are linked to the other one hold back nobody’s work', async () => {
+    const nodes = await Promise.all(
+      Array.from({ length: 6 }, (_, index) => enrolRawNode(world, `one-of-${index}`)),
+    );
+    const joinAt = (plane: Plane) =>
+      Promise.all(
+        nodes.map(async ({ credential }, index) => {
+          const name = `one-of-${index}`;
+          const { link } = await joined(plane, credential, rawRegistration(name));
+          link.beats(500);
+          return link;
+        }),
+      );
+    for (const link of await joinAt(second)) link.close();
+    await until('the brake holds', () => second.output().includes('requeueing is held back'));
+    const links = await joinAt(first);
+    await until('it is released', () => second.output().includes('brake released'), 10_000);
+    expect(first.output()).not.toContain('requeueing is held back');
+    for (const link of links) link.close();
+  });
+
   test('another daemon takes over from one that hangs, or whose replica does', async () => {
     const { id, credential } = await enrolRawNode(world, 'hung');
     const { link } = await joined(second, credential, rawRegistration('hung'));

@@ -16,7 +16,7 @@ import { type Dispatcher, createDispatcher } from '../dispatch/dispatcher.ts';
 import { takeAttemptMessage, takeFrame } from '../dispatch/node-messages.ts';
 import type { Link } from '../fleet/link.ts';
 import type { FleetNode } from '../fleet/node.ts';
-import { createRoster } from '../fleet/roster.ts';
+import { type Roster, createRoster } from '../fleet/roster.ts';
 import { type PeerMessage, readPeerMessage } from '../peers/peer-messages.ts';
 import { type Peers, startPeers } from '../peers/peers.ts';
 import { createModelRoutes } from '../upstreams/model-routes.ts';
@@ -38,6 +38,7 @@ export interface PeerReplicas {
 interface PeerReplica {
   readonly id: string;
   readonly dispatcher: Dispatcher;
+  readonly roster: Roster;
   readonly peers: Peers;
   readonly memory: ReturnType<typeof createBodyMemory>;
   node(id: string): FleetNode;
@@ -176,6 +177,7 @@ export function peerReplicas(): PeerReplicas {
     return {
       id,
       dispatcher,
+      roster,
       peers,
       memory,
       node,
@@ -267,7 +269,9 @@ function playedLink(dispatcher: Dispatcher, node: FleetNode, epoch: number): Pla
     credit() {},
     roundTrip() {},
     alive: () => Promise.resolve(true),
-    close() {},
+    close() {
+      for (const attempt of offers) attempt.stream = 0;
+    },
     begins(attempt, text) {
       takeAttemptMessage(dispatcher, node, { type: 'job.started', ...of(attempt) });
       frame(attempt, FRAME_KIND.responseHead, 0, Buffer.from('{"status":200,"headers":[]}'));
