@@ -390,6 +390,15 @@ describe('a detached job', () => {
     await until('its key has paid', async () => (await budget()).used === used + row.prompt_tokens);
     expect(await budget()).toMatchObject({ reserved: 0 });
   });
+
+  it('has no place among the requests at once: a batch is accepted whole, however few of them its key may have', async () => {
+    const { key } = await makeKey({ scopes: ['jobs'], concurrency: 1 });
+    const jobs = ['one', 'two', 'three'].map(line);
+    const path = '/api/v1/jobs/batch';
+    const { data } = await world.plane.send<{ data: { state?: string }[] }>('POST', path, { jobs }, key);
+    expect(data.map(({ state }) => state)).toEqual(['queued', 'queued', 'queued']);
+    expect((await limitsOf(key)).concurrency).toEqual({ limit: 1, in_use: 0 });
+  });
 });
 
 describe('a detached job that gives no result', () => {

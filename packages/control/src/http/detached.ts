@@ -90,7 +90,9 @@ export function detachedRoutes(deps: DetachedRouteDeps): Pick<Handlers, Detached
   };
 
   async function accept(submission: Submission): Promise<JobAccepted> {
-    const admission = await deps.limits.admit(submission.principal.key, submission.size);
+    const admitted = deps.limits.admit(submission.principal.key, submission.size);
+    // Without a turn of the loop between: the jobs of a batch would stand in each other's way.
+    const admission = admitted instanceof Promise ? await admitted : admitted;
     // Nothing is held open for it: how many run at once is for slots and fair share to say.
     admission.release();
     const acceptance = await detached.accept(submission, admission).catch((error: unknown) => {
