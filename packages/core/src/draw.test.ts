@@ -302,6 +302,19 @@ describe('a limit that replicas share', () => {
     expect(budget.allowance).toMatchObject({ used: 8, doubt: true });
   });
 
+  it('of a rate: is not given back twice where the answer was lost, and what comes later is', () => {
+    const fleet = new Fleet('tokens', 100);
+    for (const one of ['a', 'b']) expect(fleet.ask(one, 40)).toBe(true);
+    for (const one of ['a', 'b']) fleet.draw(one);
+    endShare(fleet.shares.get('a')!, 40, 10);
+    fleet.draw('a', 0, 'lost');
+    expect(fleet.allowance.used).toBe(50);
+    endShare(fleet.shares.get('a')!, 10, 5);
+    fleet.draw('a', 0, 'refused');
+    for (let n = 0; n < 2; n++) fleet.draw('a');
+    expect(fleet.allowance.used).toBe(45);
+  });
+
   it('has what cost more than was reserved taken from what is there', () => {
     const fleet = new Fleet('tokens', 100);
     expect(fleet.ask('a', 10)).toBe(true);
@@ -383,6 +396,12 @@ describe('a limit that replicas share', () => {
     fleet.now += 1000;
     fleet.draw('a', 1);
     expect(fleet.take('a', 1)).toBe(true);
+    const owing = new Fleet('tokens', 60);
+    expect(owing.ask('a', 10)).toBe(true);
+    endShare(owing.shares.get('a')!, 10, 600);
+    owing.draw('a');
+    owing.draw('a', 1);
+    expect(owing.shares.get('a')!.denied?.there_ms).toBe(owing.now + 541_000);
   });
 
   it('of concurrency: a refusal is final only after all that hold some have answered', () => {
@@ -445,6 +464,15 @@ describe('the rows of a budget', () => {
     expect(countFrom(spent, asking, key, T0 + 30_000)).toBe(dayOf(T0));
     expect(countFrom(counted, { ...draw, doubt: true }, key, T0 + 299_000)).toBeNull();
     expect(countFrom({ ...counted, doubt: true }, draw, key, T0 + 300_000)).toBe(dayOf(T0));
+  });
+
+  it('are counted before somebody is refused for jobs of the dead, which may have ended', () => {
+    const pledged = { ...counted, used: 10, pledged: 80, shares: { b: { held: 5, busy: 5, answered: 0 } } };
+    const asking = { ...draw, first: 6, need: 6 };
+    expect(countFrom(pledged, asking, key, T0 + 29_000)).toBeNull();
+    expect(countFrom(pledged, asking, key, T0 + 30_000)).toBe(dayOf(T0));
+    expect(countFrom(pledged, { ...asking, first: 5 }, key, T0 + 30_000)).toBeNull();
+    expect(countFrom({ ...pledged, pledged: 0 }, { ...asking, first: 95 }, key, T0 + 30_000)).toBeNull();
   });
 
   it('hold what is told with the draw that has them counted', () => {

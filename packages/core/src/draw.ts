@@ -59,7 +59,8 @@ export function drawShare(
   }
   const { kind, pledged, start } = allowance;
   const is_rate = kind === 'requests' || kind === 'tokens';
-  const lacks = draw.first - granted - Math.max(0, left - granted);
+  // What is owed has to come back first.
+  const lacks = draw.first - left;
   const wait_ms =
     is_rate && size !== null && verdict === 'short' ? Math.max(1, Math.ceil((lacks * 60_000) / size)) : 0;
   const lent = Math.max(0, granted - Math.max(0, Math.floor(left + ROUNDING)));
@@ -86,7 +87,7 @@ export function leaveShare(before: Allowance, replica: string, now: number): All
   return { ...allowance, used: allowance.used + own.held, shares };
 }
 
-/** Before somebody hears that a budget is spent its rows are read again, but no sooner than this. */
+/** Before somebody is refused for what the rows say they are read again, but no sooner than this. */
 const COUNT_SPENT_MS = 30_000;
 /** With many rows a counting takes a while, and detached jobs that one replica accepts and another ends always leave doubt. */
 const COUNT_DOUBT_MS = 300_000;
@@ -100,7 +101,8 @@ export interface BudgetCount {
 
 /**
  * Whether a budget's rows have to be counted before this draw: in a new period, where they may say more than was told
- * (a replica died), and before somebody hears that it is spent, since they may also say less.
+ * (a replica died), and before somebody hears that it is spent, or is refused for jobs of the dead that may have ended
+ * since, for they may also say less.
  * @returns the beginning of the period to count, or null
  */
 export function countFrom(
@@ -116,8 +118,11 @@ export function countFrom(
   // A clock that was set back must not put it off.
   const age_ms = Math.abs(now - allowance.counted_at);
   const is_doubted = allowance.doubt || draw.doubt;
-  const is_spent = draw.first > 0 && allowance.used + draw.spent >= budget.tokens;
-  return (is_doubted && age_ms >= COUNT_DOUBT_MS) || (is_spent && age_ms >= COUNT_SPENT_MS) ? start : null;
+  const used = allowance.used + draw.spent;
+  const taken = used + allowance.pledged + sumOf(allowance.shares, 'held');
+  const is_pledged = allowance.pledged > 0 && taken + draw.first > budget.tokens;
+  const is_refused = draw.first > 0 && (used >= budget.tokens || is_pledged);
+  return (is_doubted && age_ms >= COUNT_DOUBT_MS) || (is_refused && age_ms >= COUNT_SPENT_MS) ? start : null;
 }
 
 /**

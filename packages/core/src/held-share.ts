@@ -177,12 +177,14 @@ export function askDraw(share: HeldShare, lackOf: (free: number) => Lack): Draw 
   const { first, need } = lackOf(share.free);
   const ahead = wantedAhead(share);
   if (need === 0) share.free = Math.min(share.free, ahead);
+  // While nobody knows what the store has heard, nothing is given back of a rate.
+  const spent = isRate(share) && share.told.held < 0 ? Math.max(0, share.spent) : share.spent;
   const draw: Draw = {
     key: share.key,
     kind: share.kind,
     held: held(share),
     busy: share.busy,
-    spent: share.spent,
+    spent,
     size: share.seen?.drawn.size ?? null,
     start: share.start,
     first,
@@ -192,14 +194,17 @@ export function askDraw(share: HeldShare, lackOf: (free: number) => Lack): Draw 
     answers: Math.max(share.answers, share.recall),
     doubt: share.doubt,
   };
-  share.spent = 0;
+  share.spent -= spent;
   share.doubt = false;
   return draw;
 }
 
-/** Nobody knows whether the store has heard it: what is told again may count twice, never not at all. */
+/**
+ * Nobody knows whether the store has heard it. What was used is told again: it may count twice, never not at all. What was
+ * given back of a rate is not, for it would be admitted twice; it comes back with time.
+ */
 export function undrawn(share: HeldShare, draw: Draw): void {
-  share.spent += draw.spent;
+  share.spent += Math.max(0, draw.spent);
   share.doubt ||= draw.doubt || (share.kind === 'budget' && draw.spent !== 0);
   // As nothing that it can have said.
   share.told = { held: -1, busy: -1 };
