@@ -163,12 +163,42 @@ export function sharedLimitsSuite(subject: { store: Store; beneath: Beneath }): 
 
     test('a replica that is alone, and does not tell what it spends, leaves none of it to the next', async () => {
       const a = await replica();
-      const of = await key({ concurrency: 1 });
-      await draw(a, ask(of, 'concurrency', { need: 1 }));
+      const of = await key({ token_budget: { tokens: 100, period: 'day' } });
+      await draw(a, ask(of, 'budget', { need: 10 }));
       const alone = newId('replica');
       await subject.store.enterReplica(alone, false);
-      expect(await subject.beneath.sharesOf(of)).toEqual({});
-      for (const id of [a, alone]) await subject.store.endReplica(id);
+      await subject.store.endReplica(a);
+      await subject.store.settle([
+        aSettlement(
+          { key: of },
+          { key: of, prompt_tokens: 70, completion_tokens: 0, created_at: Date.now() },
+        ),
+      ]);
+      const b = await replica();
+      const [early] = await draw(b, ask(of, 'budget', { need: 1 }));
+      await subject.store.settle([
+        aSettlement(
+          { key: of },
+          { key: of, prompt_tokens: 20, completion_tokens: 0, created_at: Date.now() },
+        ),
+      ]);
+      await subject.store.endReplica(alone);
+      const [drawn] = await draw(b, ask(of, 'budget', { start: early!.start, held: 1, need: 1 }));
+      expect([early!.used, drawn!.used]).toEqual([70, 90]);
+      await subject.store.endReplica(b);
+    });
+
+    test('a replica without a bus that is refused beside others takes nothing of what they hold', async () => {
+      const a = await replica();
+      const of = await key({ concurrency: 3 });
+      await draw(a, ask(of, 'concurrency', { need: 2 }));
+      const refused = newId('replica');
+      await subject.store.enterReplica(refused, false);
+      await subject.store.endReplica(refused);
+      expect(await subject.beneath.sharesOf(of)).toEqual({
+        concurrency: { [a]: { held: 2, busy: 0, answered: 0 } },
+      });
+      await subject.store.endReplica(a);
     });
   });
 }

@@ -203,6 +203,33 @@ describe('limits that replicas share', () => {
     expect(await codeOfCall(() => limits.admit(aKey({ requests_per_minute: null }), SIZE))).toBe('admitted');
   });
 
+  test('a request that waits when others may take the replica for dead is not admitted by what comes free', async () => {
+    const replicas = new Replicas();
+    const limits = await replicas.start('a');
+    const key = await replicas.key({ concurrency: 1 });
+    const before = await limits.admit(key, SIZE);
+    replicas.reach = () => new Promise(() => undefined);
+    const waiting = codeOf(limits.admit(key, SIZE));
+    replicas.bump_age_ms = 20_000;
+    before.release();
+    expect(await waiting).toBe('unavailable');
+  });
+
+  test('a request that waits for a limit which was lifted is admitted by the first draw that says so', async () => {
+    const replicas = new Replicas();
+    const [a, b] = [await replicas.start('a'), await replicas.start('b')];
+    const key = await replicas.key({ concurrency: 1, requests_per_minute: 10 });
+    await a.admit(key, SIZE);
+    replicas.database.tables.keys.set(key.id, { ...key, concurrency: null });
+    const { draws } = replicas;
+    replicas.reach = async () => {
+      if (replicas.draws > draws + 100) throw storeAway();
+    };
+    expect(await codeOf(b.admit(key, SIZE))).toBe('admitted');
+    await replicas.settle();
+    expect(replicas.draws - draws).toBeLessThan(5);
+  });
+
   test('what one replica holds without need is given back to a request at another, with hints at once, without within a second', async () => {
     for (const bus of [true, false]) {
       const replicas = new Replicas();

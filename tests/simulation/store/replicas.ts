@@ -6,7 +6,7 @@ import { bytewise, type Tables } from './tables.ts';
 export function enterReplica(tables: Tables, id: string, bus: boolean): void {
   if (tables.replicas.has(id)) throw notUnique('replicas', id);
   tables.replicas.set(id, { id, bumps: 1, bus });
-  if (!bus || tables.replicas.size === 1) tables.allowances.clear();
+  if (tables.replicas.size === 1) tables.allowances.clear();
 }
 
 export function bumpReplica(tables: Tables, id: string): boolean {
@@ -17,7 +17,12 @@ export function bumpReplica(tables: Tables, id: string): boolean {
 }
 
 export function endReplica(tables: Tables, id: string): void {
+  const is_alone = tables.replicas.get(id)?.bus === false;
   tables.replicas.delete(id);
+  if (is_alone)
+    for (const [name, row] of tables.allowances) {
+      if (row.kind === 'budget') tables.allowances.set(name, { ...row, stale: true });
+    }
   leaveLimits(tables, id);
 }
 

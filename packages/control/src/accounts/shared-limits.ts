@@ -136,7 +136,6 @@ export function createSharedLimits(deps: SharedLimitsDeps): SharedLimits {
   function admit(key: KeyRecord, size: RequestSize): Admission | Promise<Admission> {
     const account = accountOf(key);
     if (!isLimited(key)) return admission(account, size, estimateRequest(account.estimator, size), {});
-    refuseWhenForgotten();
     if (account.waiting.length === 0) {
       const admitted = attempt(account, size);
       if (admitted !== null) return admitted;
@@ -144,8 +143,16 @@ export function createSharedLimits(deps: SharedLimitsDeps): SharedLimits {
     return wait(account, size);
   }
 
-  /** @returns null: something lacks, and may come. @throws FlotillaError where it will not */
-  function attempt(account: Account, size: RequestSize): Admission | null {
+  /**
+   * @param since_ms when it began to wait
+   * @returns null: something lacks, and may come. @throws FlotillaError where it will not
+   */
+  function attempt(
+    account: Account,
+    size: RequestSize,
+    since_ms = Number.POSITIVE_INFINITY,
+  ): Admission | null {
+    refuseWhenForgotten();
     const amounts = amountsOf(account, size);
     let lacks = false;
     for (const kind of KINDS) {
@@ -153,6 +160,10 @@ export function createSharedLimits(deps: SharedLimitsDeps): SharedLimits {
       if (amount === undefined) continue;
       const share = shareOf(account, kind)!;
       if (share.free >= amount) continue;
+      if (isLifted(share, since_ms)) {
+        delete amounts[kind];
+        continue;
+      }
       const denied = deniedFor(share, amount - share.free, background.now_ms());
       if (denied !== null) throw refusal(account, share, amount, denied);
       lacks = true;
@@ -209,7 +220,7 @@ export function createSharedLimits(deps: SharedLimitsDeps): SharedLimits {
     const { waiting } = account;
     for (let first = waiting[0]; first !== undefined; first = waiting[0]) {
       try {
-        const admitted = attempt(account, first.size);
+        const admitted = attempt(account, first.size, first.since_ms);
         if (admitted === null) break;
         first.admit(admitted);
       } catch (error) {
@@ -467,6 +478,11 @@ export function createSharedLimits(deps: SharedLimitsDeps): SharedLimits {
             }),
     };
   }
+}
+
+/** The store has said since then that the key has no such limit, which the snapshot here does not know yet. */
+function isLifted({ seen }: HeldShare, since_ms: number): boolean {
+  return seen !== null && seen.drawn.size === null && seen.at_ms >= since_ms;
 }
 
 function isLimited(key: KeyRecord): boolean {

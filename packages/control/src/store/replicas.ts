@@ -12,16 +12,19 @@ const bump = prepared(
   'bump-replica',
   `update replicas set bumps = bumps + 1, bumped_at = ${NOW_MS} where id = $1 returning id`,
 );
+const end = prepared('end-replica', 'delete from replicas where id = $1 returning bus');
+const doubtBudgets = prepared(
+  'doubt-budgets',
+  `with locked as materialized (
+     select key, kind from allowances where kind = 'budget' order by key, kind for no key update)
+   update allowances a set stale = true from locked l where a.key = l.key and a.kind = l.kind`,
+);
 const list = prepared('list-replicas', 'select id, bumps, bus from replicas order by id');
 
 export async function enterReplica(sql: Sql, id: string, bus: boolean): Promise<void> {
   await sql.transaction(async (tx) => {
     await tx.query(enter, [id, bus]);
-    // What a replica alone spends it tells nobody; the next that has others beside it counts anew.
-    await tx.query(
-      'delete from allowances where not $2 or not exists (select from replicas where id <> $1)',
-      [id, bus],
-    );
+    await tx.query('delete from allowances where not exists (select from replicas where id <> $1)', [id]);
   });
 }
 
@@ -31,7 +34,9 @@ export async function bumpReplica(sql: Sql, id: string): Promise<boolean> {
 
 export async function endReplica(sql: Sql, id: string): Promise<void> {
   await sql.transaction(async (tx) => {
-    await tx.query('delete from replicas where id = $1', [id]);
+    const [row] = await tx.query<{ bus: boolean }>(end, [id]);
+    // What a replica alone has spent it has told nobody. Nor does one that is refused beside others, whose shares stand.
+    if (row?.bus === false) await tx.query(doubtBudgets);
     await leaveLimits(tx, id);
   });
 }
