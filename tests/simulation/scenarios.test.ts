@@ -33,6 +33,19 @@ describe('every promise holds', { timeout: 300_000 }, () => {
     expect(found).toEqual([]);
   });
 
+  test('where another daemon with its credential takes the place of a node as its control plane goes', async () => {
+    const found = await violations((world) => {
+      const { nodes, replicas, scheduler, chance } = world;
+      for (const [at, replica] of replicas.entries()) {
+        scheduler.at(2500 + 3000 * at, () => {
+          replica.stop();
+          for (const node of nodes) world.addTwin(node, chance);
+        });
+      }
+    }, 40);
+    expect(found).toEqual([]);
+  });
+
   test('where links end without a word while work is offered on them', async () => {
     const found = await violations(({ nodes, replicas, network, scheduler, chance }) => {
       for (const { name } of nodes) {

@@ -106,11 +106,9 @@ export function createConnections(deps: ConnectionDeps): Connections {
         : 'A newer daemon has this credential now.',
     });
     node.link = null;
-    if (node.replica !== null) {
-      // Which process it was that the other replica renewed is not known here.
-      node.former_until_ms = Math.max(node.former_until_ms, clock.now_ms() + timings.lease_ttl_ms);
-      node.replica = null;
-    }
+    // Another replica has had it, or has it, also where nothing was heard of that.
+    if (node.replica !== null || epoch !== node.epoch + 1) renewedElsewhere(node);
+    node.replica = null;
     // Of a process that only others have known, its inventory says what it has.
     if (!same_process && node.boot_id !== null) {
       node.superseded = [...node.superseded, node.boot_id].slice(-SUPERSEDED_MOST);
@@ -398,6 +396,7 @@ export function createConnections(deps: ConnectionDeps): Connections {
     for (const node of roster.all()) {
       if (node.replica !== replica) continue;
       node.replica = null;
+      renewedElsewhere(node);
       if (node.state !== 'online' && node.state !== 'suspect') continue;
       step(node, { type: 'orphaned', reason: `its replica ${replica} is no more` });
       watch.touch(node);
@@ -417,6 +416,11 @@ export function createConnections(deps: ConnectionDeps): Connections {
     if (state === 'revoked')
       link?.close(CLOSE.revoked, { code: 'revoked', message: "The node's credential was withdrawn." });
     else link?.close(CLOSE.silent, { code: 'node_lost', message: 'No beat arrived before the lease ended.' });
+  }
+
+  /** Which process of it that was is not known here: whichever comes now, another one may hold a lease. */
+  function renewedElsewhere(node: FleetNode): void {
+    node.former_until_ms = Math.max(node.former_until_ms, clock.now_ms() + timings.lease_ttl_ms);
   }
 
   /** How long a process of the node that is not the linked one may still hold a lease. */
