@@ -11,8 +11,13 @@ class ProcessesFirst extends BaseSequencer {
   }
 }
 
-/** Suites that hold times of a few milliseconds run alone, after the others: both cores are theirs. */
-const TIMED = ['tests/e2e/capacity.test.ts', 'tests/e2e/cancellation.test.ts'];
+/** Suites that hold times, of milliseconds or of several processes, run alone, after the others: both cores are theirs. */
+const TIMED = [
+  'tests/e2e/capacity.test.ts',
+  'tests/e2e/cancellation.test.ts',
+  'tests/e2e/lost-hints.test.ts',
+  'tests/e2e/replica-cuts.test.ts',
+];
 
 /** What takes minutes: kills, many starts, slow lines, large stores. `npm run test:long`, in the same way as the others. */
 const LONG = ['tests/long/*.test.ts'];
