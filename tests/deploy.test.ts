@@ -117,7 +117,7 @@ describe('the compose file', () => {
     expect(routes).toContain(`:${defaults.port} {`);
     // Sessions are of one replica.
     expect(routes).toMatch(
-      /@nodes path \/node\/v1\/\*\n\treverse_proxy @nodes \{[^@]*lb_policy header Authorization/,
+      /@nodes \{\s+path \/node\/v1\/\*\s+not path \/node\/v1\/link\s+\}\n\treverse_proxy @nodes \{[^@]*lb_policy header Authorization/,
     );
     expect(balancer.ports).toEqual([
       expect.stringMatching(new RegExp(`:${defaults.port}:${defaults.port}$`)),

@@ -118,6 +118,23 @@ const NOTHING: BusListener = { told() {}, sent() {}, connected() {}, disconnecte
 const EXPECTED = Buffer.concat(Array.from({ length: BYTES / 4000 }, (_, index) => Buffer.alloc(4000, index)));
 
 describe('a channel between two replicas', () => {
+  test('numbers streams for as long as it stands: each side its own, none of them 0', () => {
+    const bus = lossyBus(new ManualClock(), { lost: [true], delay_ms: 0, outage: { at_ms: 0, for_ms: 0 } })(
+      'a',
+    );
+    const nothing = { message() {}, frame() {}, holds: () => [], synced() {}, broken() {} };
+    const [odd, even] = [true, false].map((owns_odd) => {
+      const channel = openChannel(bus, 'b', owns_odd, new ManualClock(), nothing);
+      return Array.from({ length: 100 }, () => channel.newStream());
+    });
+    const all = [...odd!, ...even!];
+    expect(new Set(all).size).toBe(200);
+    for (const stream of all) {
+      expect(stream).toBeGreaterThan(0);
+      expect(stream).toBeLessThan(2 ** 32);
+    }
+  });
+
   test('carries a stream whole, and in one session, where nothing is lost', () => {
     const { bytes, whole, sessions } = carry({ lost: [false], delay_ms: 5, outage: { at_ms: 0, for_ms: 0 } });
     expect([whole, bytes.equals(EXPECTED), sessions]).toEqual([true, true, 1]);

@@ -56,6 +56,10 @@ const SILENT_MS = 3000;
 const HEADER_BYTES = 9;
 const TEXT = 1;
 const BINARY = 2;
+/** Numbers of messages and streams begin anew after this many: a channel may stand for months. */
+const NUMBERS = 0x1_0000_0000;
+/** Shortly before that, so that every session passes the turn, and not one in a thousand, weeks after its start. */
+const FIRST = NUMBERS - 16;
 /** What a side wants of the other, not what it answers. */
 const OPENING: ReadonlySet<PeerMessage['type']> = new Set(['claim', 'adopt', 'work']);
 /** For the window of the connection, which is sized by the delay of its acknowledgements. */
@@ -69,13 +73,13 @@ export function openChannel(
   events: ChannelEvents,
 ): Channel {
   let session = 0;
-  let next_seq = 0;
+  let next_seq = FIRST;
   let their_session = 0;
   let their_seq = 0;
   let state: 'closed' | 'syncing' | 'open' = 'closed';
   let heard = 0;
   let heard_ms = clock.now_ms();
-  let next_stream = owns_odd ? 1 : 2;
+  let next_stream = owns_odd ? FIRST + 1 : FIRST;
   let taken: ReceiveWindow = receiveWindow();
   let outbox = newOutbox();
   let timer: Timer | null = null;
@@ -99,7 +103,8 @@ export function openChannel(
     },
     newStream() {
       const stream = next_stream;
-      next_stream += 2;
+      // None is 0, which says that there is no stream.
+      next_stream = stream + 2 < NUMBERS ? stream + 2 : owns_odd ? 1 : 2;
       return stream;
     },
     take,
@@ -129,7 +134,8 @@ export function openChannel(
     const head = Buffer.allocUnsafe(HEADER_BYTES);
     head[0] = kind;
     head.writeUInt32BE(session, 1);
-    head.writeUInt32BE(next_seq++, 5);
+    head.writeUInt32BE(next_seq, 5);
+    next_seq = (next_seq + 1) % NUMBERS;
     bus.send(other, Buffer.concat([head, ...parts]));
   }
 
@@ -139,7 +145,7 @@ export function openChannel(
     state = 'syncing';
     // Larger than any before it, also of a process that had this name's place: the first is drawn from the clock.
     session = session === 0 ? clock.wall_ms() % 0x8000_0000 : (session + 1) % 0x1_0000_0000;
-    next_seq = 0;
+    next_seq = FIRST;
     taken = receiveWindow();
     outbox.close();
     outbox = newOutbox();
@@ -175,7 +181,7 @@ export function openChannel(
     // Of a session before the other's last one, or before it has answered ours: void.
     if (state !== 'open' || from_session !== their_session) return;
     if (seq !== their_seq) return restart();
-    their_seq++;
+    their_seq = (their_seq + 1) % NUMBERS;
     if (bytes[0] === BINARY) return onFrame(payload);
     if (message === undefined) return; // of a newer replica
     switch (message.type) {
@@ -194,7 +200,7 @@ export function openChannel(
   function onSync(from_session: number, seq: number, answers: number, holds: HeldForPeer[]): void {
     const known = from_session === their_session && state === 'open';
     their_session = from_session;
-    their_seq = seq + 1;
+    their_seq = (seq + 1) % NUMBERS;
     if (known) return;
     if (state === 'closed' || answers !== session) {
       // Where both began at once, each has its session already, and answers the other's with it.
