@@ -73,6 +73,23 @@ export function sharedLimitsSuite(subject: { store: Store; beneath: Beneath }): 
       for (const id of replicas) await subject.store.endReplica(id);
     });
 
+    test('replicas that draw of keys that are new to some of them never wait for each other in a circle', async () => {
+      const replicas = await Promise.all([1, 2, 3, 4, 5, 6].map(replica));
+      for (let round = 1; round <= 5; round++) {
+        const keys = await Promise.all(Array.from({ length: 12 }, () => key({ requests_per_minute: 60 })));
+        await Promise.all(
+          replicas.map(async (id, nth) => {
+            for (let turn = 1; turn <= 3; turn++) {
+              const some = keys.filter((_, n) => ((n + 1) * (nth * 31 + turn * 17 + round * 5)) % 13 < 5);
+              const drawn = await draw(id, ...some.map((of) => ask(of, 'requests', { need: 1 })));
+              expect(drawn.map(({ granted }) => granted)).toEqual(some.map(() => 1));
+            }
+          }),
+        );
+      }
+      for (const id of replicas) await subject.store.endReplica(id);
+    });
+
     test('what was used of a rate comes back by the store’s own clock', async () => {
       const a = await replica();
       const of = await key({ requests_per_minute: 60_000_000 });

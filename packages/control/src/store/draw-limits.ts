@@ -15,7 +15,8 @@ import { NOW_MS, prepared, type Sql } from './sql.ts';
 /**
  * Limits that replicas share: one row an allowance, with the share of each replica in it. A transaction of four
  * statements locks the rows, in order of key and kind, lets `core/src/draw.ts` decide, and writes what has changed. It
- * runs ahead of requests, for all keys of a replica at once.
+ * runs ahead of requests, for all keys of a replica at once. Rows that are not there yet are made between two of them:
+ * made in one, it would hold some and wait for others that are before them, and two could wait for each other.
  */
 const COLUMNS = 'key, kind, size, used, pledged, at, start, counted_at, stale, doubt, recall, shares';
 const TYPES = `key text, kind text, size bigint, used double precision, pledged bigint, at bigint, start bigint,
@@ -73,7 +74,19 @@ const countRows = prepared(
 type Locked = Allowance & { now: number };
 type Limits = KeyLimits & { id: string };
 
-export function drawLimits(sql: Sql, replica: string, draws: readonly Draw[]): Promise<Drawn[] | null> {
+export async function drawLimits(sql: Sql, replica: string, draws: readonly Draw[]): Promise<Drawn[] | null> {
+  for (;;) {
+    const drawn = await drawAll(sql, replica, draws);
+    if (drawn === null || !('missing' in drawn)) return drawn;
+    await sql.query(make, [encode(drawn.missing.map(({ key, kind }) => newAllowance(key, kind)))]);
+  }
+}
+
+function drawAll(
+  sql: Sql,
+  replica: string,
+  draws: readonly Draw[],
+): Promise<Drawn[] | { missing: Draw[] } | null> {
   return sql.transaction(async (tx) => {
     if ((await tx.query(alive, [replica])).length === 0) return null;
     const keys = new Map(
@@ -83,6 +96,8 @@ export function drawLimits(sql: Sql, replica: string, draws: readonly Draw[]): P
       ]),
     );
     const rows = await lockAll(tx, draws);
+    const missing = draws.filter((draw) => !rows.has(nameOf(draw)));
+    if (missing.length > 0) return { missing };
     const drawn: Drawn[] = [];
     const changed: Allowance[] = [];
     for (const draw of draws) {
@@ -105,12 +120,7 @@ export async function leaveLimits(tx: Sql, replica: string): Promise<void> {
 
 async function lockAll(tx: Sql, draws: readonly Draw[]): Promise<Map<string, Locked>> {
   const names = encode(draws.map(({ key, kind }) => ({ key, kind })));
-  const read = async () => new Map((await tx.query<Locked>(lock, [names])).map((row) => [nameOf(row), row]));
-  const rows = await read();
-  const missing = draws.filter((draw) => !rows.has(nameOf(draw)));
-  if (missing.length === 0) return rows;
-  await tx.query(make, [encode(missing.map(({ key, kind }) => newAllowance(key, kind)))]);
-  return read();
+  return new Map((await tx.query<Locked>(lock, [names])).map((row) => [nameOf(row), row]));
 }
 
 async function drawOne(
