@@ -220,19 +220,29 @@ describe.skipIf(NATS_URL === undefined)('two replicas (they need PostgreSQL and 
     await until('the first serves again', async () => (await first.chat({})).status === 200, 2000);
   });
 
-  test('an operator ends a request on the replica that does not have its client', async () => {
+  test('an operator ends a request on the replica that does not have its client, and hears it where that one cannot be asked', async () => {
     backend.answer = () => undefined;
-    const reply = first.chat({});
+    // By a node of its own, for the bus goes away meanwhile.
+    const reply = second.chat({});
     await until('the backend has it', () => backend.requests.length === 1);
     const open = await until('the other shows it', async () => {
-      const { data } = await second.get<{ data: { id: string; attached: boolean }[] }>(
+      const { data } = await first.get<{ data: { id: string; attached: boolean }[] }>(
         '/api/v1/jobs?state=running',
       );
       return data.find(({ attached }) => attached);
     });
-    await second.send('POST', `/api/v1/jobs/${open.id}/cancel`, {});
+    const cancel = () => first.send('POST', `/api/v1/jobs/${open.id}/cancel`, {});
+    bus.cut();
+    await expect(cancel()).rejects.toThrow(/503.*does not answer now; try again/);
+    bus.restore();
+    await until('it can be asked', () =>
+      cancel()
+        .catch(() => false)
+        .then((done) => done !== false),
+    );
     expect((await reply).status).toBe(499);
     await until('the backend is free', () => backend.requests[0]!.aborted_ms !== null);
+    await expect(cancel()).resolves.toMatchObject({ state: 'cancelled' });
   });
 
   test('without NATS each serves its own nodes and says so; with it again all is as before', async () => {

@@ -213,9 +213,10 @@ export async function assembleServing(deps: ServingDeps, undo: (() => Promise<un
         });
   undo.push(() => Promise.resolve(peers?.close()));
   watchGauges(metrics, roster, providers, dispatcher, () => records.waiting() + detached.waiting());
-  hints?.on('cancel', ({ job, message }) => {
+  shared?.questions.on('cancel', ({ job, message }) => {
     const own = dispatcher.jobs.get(job);
     if (own !== undefined) dispatcher.cancel(own, message);
+    return own !== undefined;
   });
   const everywhere = () => [...roster.all(), ...[...providers.all()].map(({ node }) => node)];
   return {
@@ -233,10 +234,11 @@ export async function assembleServing(deps: ServingDeps, undo: (() => Promise<un
     memory,
     providers,
     routes,
-    jobs: openJobs(dispatcher, everywhere, (job, message) => {
-      hints?.tell({ type: 'cancel', job, message });
-      return shared?.bus.connected ?? false;
-    }),
+    jobs: openJobs(dispatcher, everywhere, (job, message) =>
+      [...(shared?.others() ?? [])].map((other) =>
+        shared!.questions.ask(other, { type: 'cancel', job, message }),
+      ),
+    ),
   };
 }
 

@@ -20,7 +20,6 @@ const hintSchema = z.discriminatedUnion('type', [
     lanes: z.array(z.object({ lane: z.string().max(4096), order_key: z.number(), priority: z.number() })),
   }),
   /** An operator ends a request whose client is elsewhere. */
-  z.object({ type: z.literal('cancel'), job: id, message: z.string().max(1000) }),
   /** A node is to be asked for its models. */
   z.object({ type: z.literal('discovery'), node: id }),
   /** Something became of these detached jobs. */

@@ -10,17 +10,15 @@ import { z } from 'zod';
  * Question and answer may be lost: who asks has something to do when nobody says.
  */
 export interface Questions {
-  /** Whether another process than this one is linked there with the node's credential, and alive; undefined: nobody says. */
-  inUse(replica: string, of: ProcessOfNode): Promise<boolean | undefined>;
-  /** Who answers that here, within `ANSWER_WITHIN_MS`. */
-  onInUse(answer: (of: ProcessOfNode) => Promise<boolean>): void;
+  /** @returns yes or no; undefined: nobody says */
+  ask(replica: string, question: Question): Promise<boolean | undefined>;
+  /** Who answers such questions here, within `ANSWER_WITHIN_MS`. */
+  on<T extends Question['type']>(
+    type: T,
+    answer: (question: Extract<Question, { type: T }>) => boolean | Promise<boolean>,
+  ): void;
   /** @returns whether it was a question, or an answer */
   take(from: string, data: Uint8Array): boolean;
-}
-
-interface ProcessOfNode {
-  node: string;
-  boot_id: string;
 }
 
 /** How long who is asked may look; the way there and back comes to it. */
@@ -31,61 +29,64 @@ const KIND = 3;
 const MOST_BYTES = 4096;
 
 const questionSchema = z.discriminatedUnion('type', [
-  z.object({
-    type: z.literal('in_use'),
-    number: z.number().int(),
-    node: z.string().max(64),
-    boot_id: z.string().max(128),
-  }),
-  z.object({ type: z.literal('in_use.told'), number: z.number().int(), in_use: z.boolean() }),
+  /** Whether another process than this one is linked there with the node's credential, and alive. */
+  z.object({ type: z.literal('in_use'), node: z.string().max(64), boot_id: z.string().max(128) }),
+  /** Whether an open request of a client there was ended by this. */
+  z.object({ type: z.literal('cancel'), job: z.string().max(64), message: z.string().max(1000) }),
 ]);
+const messageSchema = z.union([
+  z.object({ number: z.number().int(), question: questionSchema }),
+  z.object({ number: z.number().int(), answer: z.boolean() }),
+]);
+type Question = z.infer<typeof questionSchema>;
+type Message = z.infer<typeof messageSchema>;
 
 export function createQuestions(bus: Pick<Bus, 'send' | 'connected'>, clock: Clock): Questions {
-  const asked = new Map<number, { replica: string; told: (in_use: boolean) => void }>();
-  let answerInUse: (of: ProcessOfNode) => Promise<boolean> = () => Promise.resolve(false);
+  const asked = new Map<number, { replica: string; told: (answer: boolean) => void }>();
+  const answers = new Map<Question['type'], (question: never) => boolean | Promise<boolean>>();
   let numbers = 0;
   return {
-    inUse(replica, of) {
+    ask(replica, question) {
       if (!bus.connected) return Promise.resolve(undefined);
       const number = ++numbers;
       return new Promise((resolve) => {
-        const finish = (in_use: boolean | undefined) => {
+        const finish = (answer: boolean | undefined) => {
           timer.cancel();
           asked.delete(number);
-          resolve(in_use);
+          resolve(answer);
         };
         const timer = clock.after(ASKED_WITHIN_MS, () => finish(undefined));
         asked.set(number, { replica, told: finish });
-        say(replica, { type: 'in_use', number, ...of });
+        say(replica, { number, question });
       });
     },
-    onInUse(answer) {
-      answerInUse = answer;
+    on(type, answer) {
+      answers.set(type, answer);
     },
     take(from, data) {
       if (data[0] !== KIND) return false;
       const message = data.byteLength > MOST_BYTES ? undefined : read(data.subarray(1));
-      if (message?.type === 'in_use') {
-        const { number, node, boot_id } = message;
-        void answerInUse({ node, boot_id }).then((in_use) =>
-          say(from, { type: 'in_use.told', number, in_use }),
-        );
-      } else if (message !== undefined) {
-        const one = asked.get(message.number);
-        if (one?.replica === from) one.told(message.in_use);
-      }
+      if (message === undefined) return true;
+      const { number } = message;
+      if ('question' in message) void answer(from, number, message.question);
+      else if (asked.get(number)?.replica === from) asked.get(number)!.told(message.answer);
       return true;
     },
   };
 
-  function say(replica: string, message: z.infer<typeof questionSchema>): void {
+  async function answer(from: string, number: number, question: Question): Promise<void> {
+    const answered = await answers.get(question.type)?.(question as never);
+    if (answered !== undefined) say(from, { number, answer: answered });
+  }
+
+  function say(replica: string, message: Message): void {
     bus.send(replica, Buffer.concat([Buffer.of(KIND), Buffer.from(JSON.stringify(message))]));
   }
 }
 
-function read(data: Uint8Array): z.infer<typeof questionSchema> | undefined {
+function read(data: Uint8Array): Message | undefined {
   try {
-    return questionSchema.safeParse(JSON.parse(Buffer.from(data).toString())).data;
+    return messageSchema.safeParse(JSON.parse(Buffer.from(data).toString())).data;
   } catch {
     return undefined;
   }

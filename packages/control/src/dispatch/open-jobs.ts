@@ -16,15 +16,15 @@ export interface OpenJobs {
   list(): JobView[];
   find(id: string): JobView | undefined;
   explain(id: string): ExplainView | undefined;
-  /** False: no such open job here, and nobody else who could be told. */
-  cancel(id: string, message: string): boolean;
+  /** `unknown`: not every other replica has said whether the job is there. */
+  cancel(id: string, message: string): Promise<'cancelled' | 'ended' | 'unknown'>;
 }
 
-/** @param tell of a job that is not here tells the other replicas. @returns whether it could */
+/** @param askOthers has each other replica end a job that is not here. @returns whether it was there; undefined: it does not say */
 export function openJobs(
   dispatcher: Dispatcher,
   everywhere: () => Iterable<FleetNode>,
-  tell: (job: string, message: string) => boolean,
+  askOthers: (job: string, message: string) => Promise<boolean | undefined>[],
 ): OpenJobs {
   const { jobs } = dispatcher;
   return {
@@ -44,11 +44,15 @@ export function openJobs(
         holder: current?.node ?? null,
       });
     },
-    cancel(id, message) {
+    async cancel(id, message) {
       const job = jobs.get(id);
-      if (job === undefined) return tell(id, message);
-      dispatcher.cancel(job, message);
-      return true;
+      if (job !== undefined) {
+        dispatcher.cancel(job, message);
+        return 'cancelled';
+      }
+      const answers = await Promise.all(askOthers(id, message));
+      if (answers.includes(true)) return 'cancelled';
+      return answers.includes(undefined) ? 'unknown' : 'ended';
     },
   };
 }

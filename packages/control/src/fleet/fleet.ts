@@ -99,7 +99,7 @@ export interface FleetDeps {
     lives(replica: string): Promise<boolean>;
     bumpAge_ms(): number;
     hints: Pick<Hints, 'tell'>;
-    questions: Pick<Questions, 'inUse' | 'onInUse'>;
+    questions: Pick<Questions, 'ask' | 'on'>;
   } | null;
   timings: Timings;
   roster: Roster;
@@ -191,7 +191,7 @@ export function createFleet(deps: FleetDeps): Fleet {
     holdingBack: () => brake.held_since_ms !== null,
   });
 
-  deps.shared?.questions.onInUse(async ({ node: id, boot_id }) => {
+  deps.shared?.questions.on('in_use', ({ node: id, boot_id }) => {
     const node = roster.find(id);
     return node !== undefined && incumbentAnswers(node, boot_id, clock, ANSWER_WITHIN_MS);
   });
@@ -460,7 +460,9 @@ export function createFleet(deps: FleetDeps): Fleet {
     { boot_id, epoch = -1 }: NodeMessageOf<'node.register'>,
   ): Promise<boolean> {
     if (deps.shared === null || node.replica === null || epoch >= node.epoch) return false;
-    return (await deps.shared.questions.inUse(node.replica, { node: node.id, boot_id })) === true;
+    return (
+      (await deps.shared.questions.ask(node.replica, { type: 'in_use', node: node.id, boot_id })) === true
+    );
   }
 
   /** @throws FlotillaError when that has become impossible while the node was being admitted */

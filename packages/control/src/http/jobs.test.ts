@@ -83,7 +83,7 @@ function setup(stored: StoredJob[], open: JobView[]) {
         summary: 's',
         nodes: [{ node: 'node_1', name: 'box', verdict: 'has it', reasons: [] }],
       }),
-      cancel: (wanted) => cancelled.push(wanted) > 0,
+      cancel: (wanted) => Promise.resolve((cancelled.push(wanted), 'cancelled' as const)),
     },
     store: store as unknown as JobRouteDeps['store'],
     results: { load: () => Promise.resolve({ result: null, erase_at: null }), isJson: () => true },

@@ -12,6 +12,9 @@ import { knownId, notFound, pageRequest } from './paging.ts';
 import type { Results } from './results.ts';
 import { type Handlers, present } from './routing.ts';
 
+/** A replica that does not answer is back by then, or is taken for dead soon, and its jobs with it. */
+const ASK_AGAIN_MS = 1000;
+
 type JobRoutes = 'listJobs' | 'showJob' | 'jobResult' | 'explainJob' | 'cancelJob' | 'deleteJob';
 
 export interface JobRouteDeps {
@@ -94,11 +97,15 @@ export function jobRoutes({
         await detached.cancel(id, message);
         return shown(await find(id, principal), principal);
       }
-      if (!open.cancel(id, message))
+      const outcome = await open.cancel(id, message);
+      if (outcome === 'ended') throw new FlotillaError('conflict', 'The job has just ended.');
+      if (outcome === 'unknown') {
         throw new FlotillaError(
-          'conflict',
-          'The job is held by another replica, which cannot be told now: try again.',
+          'unavailable',
+          'The replica that holds the job does not answer now; try again, or wait for the job’s own deadline.',
+          { retry_after_ms: ASK_AGAIN_MS },
         );
+      }
       const after: JobView = {
         ...job,
         state: 'cancelled',
