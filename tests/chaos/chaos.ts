@@ -63,8 +63,8 @@ export async function runChaos(options: ChaosOptions): Promise<ChaosResult> {
   const fleet = await openFleet(history, {
     ...options,
     random: seededRandom(seed + 1),
-    // Most are short; some outlive whoever gave them out.
-    answer_ms: (random) => (random() < 0.03 ? 1000 + 6000 * random() : 5 + 45 * random()),
+    // Most are short; some outlive whoever gave them out, and the lease of a node that is cut off.
+    answer_ms: (random) => (random() < 0.03 ? 1000 + 19_000 * random() ** 2 : 5 + 45 * random()),
   });
   const store = storeOf(fleet.postgres.url);
   try {

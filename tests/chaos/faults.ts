@@ -84,7 +84,7 @@ const FAULTS: readonly Fault[] = [
   },
   killed('kill -9 of a node', 'node', 6, 12_000),
   frozen('SIGSTOP of a node', 'node', 3, 13_000),
-  link('link of a node blackholed', 3, 14_000, 'both'),
+  link('link of a node blackholed', 4, 18_000, 'both'),
   link('link of a node half open, from it', 2, 10_000, 'up'),
   link('link of a node half open, to it', 2, 10_000, 'down'),
   link('link of a node cut', 2, 5000, 'cut'),
