@@ -137,12 +137,16 @@ export async function joinReplicas(deps: ReplicaDeps): Promise<Replica> {
 
   async function leave(): Promise<void> {
     await bumping.stop();
-    await store.endReplica(id).catch((error: unknown) => {
+    try {
+      // What the store has not taken by now, it never will; and without the row nobody ends what stayed open.
+      await store.endOrphans(id, clock.wall_ms());
+      await store.endReplica(id);
+    } catch (error) {
       log.warn(
         { error },
         'The row of this replica could not be removed; the next start will take it for dead.',
       );
-    });
+    }
   }
 }
 
