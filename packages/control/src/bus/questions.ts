@@ -1,4 +1,4 @@
-import type { Bus, Clock } from '@flotilla/core';
+import type { Bus, Clock, Log } from '@flotilla/core';
 import { z } from 'zod';
 
 /**
@@ -41,7 +41,7 @@ const messageSchema = z.union([
 type Question = z.infer<typeof questionSchema>;
 type Message = z.infer<typeof messageSchema>;
 
-export function createQuestions(bus: Pick<Bus, 'send' | 'connected'>, clock: Clock): Questions {
+export function createQuestions(bus: Pick<Bus, 'send' | 'connected'>, clock: Clock, log: Log): Questions {
   const asked = new Map<number, { replica: string; told: (answer: boolean) => void }>();
   const answers = new Map<Question['type'], (question: never) => boolean | Promise<boolean>>();
   let numbers = 0;
@@ -75,8 +75,13 @@ export function createQuestions(bus: Pick<Bus, 'send' | 'connected'>, clock: Clo
   };
 
   async function answer(from: string, number: number, question: Question): Promise<void> {
-    const answered = await answers.get(question.type)?.(question as never);
-    if (answered !== undefined) say(from, { number, answer: answered });
+    try {
+      const answered = await answers.get(question.type)?.(question as never);
+      if (answered !== undefined) say(from, { number, answer: answered });
+    } catch (error) {
+      // Whoever asked does what it does when nobody says.
+      log.error({ error, replica: from }, 'A question of another replica met a fault of ours.');
+    }
   }
 
   function say(replica: string, message: Message): void {

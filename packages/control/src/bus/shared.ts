@@ -17,7 +17,7 @@ export function sharedOver(bus: Bus, membership: Replica, clock: Clock, log: Log
   return {
     bus,
     hints: createHints(bus, log),
-    questions: createQuestions(bus, clock),
+    questions: createQuestions(bus, clock, log),
     lives: (other) => membership.lives(other),
     others: () => membership.others(),
     bumpAge_ms: () => membership.bumpAge_ms(),

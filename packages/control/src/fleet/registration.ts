@@ -120,6 +120,8 @@ export async function admit(
       'Another daemon with this credential is connected and alive.',
     );
   }
+  // An epoch that comes to nothing would end the link that the node has by now, perhaps at another replica.
+  if (gone()) return undefined;
   latest.set(node, caller);
   let epoch: number | undefined;
   try {
