@@ -18,8 +18,12 @@ export interface Program {
 const STOP_WITHIN_MS = 10_000;
 
 /** Starts `flotilla …`. The environment is this one's without any setting of the product. */
-export function flotilla(args: string[], env: Record<string, string> = {}): Program {
-  const { child, output, ended } = start(args, env);
+export function flotilla(
+  args: string[],
+  env: Record<string, string> = {},
+  node_options?: readonly string[],
+): Program {
+  const { child, output, ended } = start(args, env, node_options);
   child.stdin?.end();
   return {
     child,

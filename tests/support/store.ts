@@ -33,7 +33,8 @@ export async function embeddedPlace(): Promise<Place & { data_dir: string }> {
   return { options: { data_dir }, data_dir, drop };
 }
 
-async function freshDatabase(server: string): Promise<{ url: string; drop: () => Promise<void> }> {
+/** A database of its own on that server, gone with `drop`. */
+export async function freshDatabase(server: string): Promise<{ url: string; drop: () => Promise<void> }> {
   const name = `flotilla_test_${randomBytes(8).toString('hex')}`;
   await onServer(server, `create database ${name}`);
   const url = new URL(server);

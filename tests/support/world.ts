@@ -6,7 +6,7 @@ import { freePort } from './free-port.ts';
 import { type Program, flotilla } from './program.ts';
 import { type Proxy, startProxy } from './proxy.ts';
 import { type Handler, type ScriptedBackend, startScriptedBackend } from './scripted-backend.ts';
-import { fillDataDir, testDatabaseUrl } from './store.ts';
+import { fillDataDir, freshDatabase, testServer } from './store.ts';
 import { until } from './until.ts';
 
 /**
@@ -91,6 +91,10 @@ export interface WorldOptions {
   database_url?: string;
   /** Where the embedded store is to be, instead of `<dir>/plane`. */
   data_dir?: string;
+  /** The PostgreSQL server on which a database is made; null: embedded. Absent: as FLOTILLA_TEST_DATABASE_URL says. */
+  server?: string | null;
+  /** Of Node itself, instead of those of the tests. */
+  node_options?: readonly string[];
 }
 
 const ADMIN_KEY = `flk_test-${'x'.repeat(40)}`;
@@ -100,12 +104,14 @@ export async function openWorld({
   env = {},
   cuttable_store = false,
   nats_url,
+  server = testServer ?? null,
   database_url,
   data_dir: given_data_dir,
+  node_options,
 }: WorldOptions = {}): Promise<World> {
   const dir = await mkdtemp(join(tmpdir(), 'flotilla-world-'));
-  const database =
-    database_url === undefined ? await testDatabaseUrl() : { url: database_url, drop: async () => undefined };
+  const own = database_url === undefined ? undefined : { url: database_url, drop: async () => undefined };
+  const database = own ?? (server === null ? undefined : await freshDatabase(server));
   const data_dir = given_data_dir ?? join(dir, 'plane');
   if (database === undefined) await fillDataDir(data_dir);
   const programs: Program[] = [];
@@ -129,7 +135,7 @@ export async function openWorld({
     ...env,
   };
   const start = (args: string[], more: Record<string, string>) => {
-    const program = flotilla(args, { HOME: dir, ...more });
+    const program = flotilla(args, { HOME: dir, ...more }, node_options);
     programs.push(program);
     return program;
   };

@@ -27,12 +27,17 @@ export interface Running {
 /**
  * Starts the program as a person would: through its launcher, as a process of its own. The environment is this one's
  * without any setting of the product.
+ * @param node_options of Node itself; those of the tests, if none are given
  */
-export function start(args: string[], environment: Record<string, string> = {}): Running {
+export function start(
+  args: string[],
+  environment: Record<string, string> = {},
+  node_options: readonly string[] = NODE_OPTIONS,
+): Running {
   const inherited = Object.entries(process.env).filter(
     ([name]) => !/^(FLOTILLA_|DATABASE_URL|NATS_URL|PORT$|VITEST|NODE_OPTIONS|.*_PROXY$)/i.test(name),
   );
-  const child = spawn(process.execPath, [...NODE_OPTIONS, LAUNCHER, ...args], {
+  const child = spawn(process.execPath, [...node_options, LAUNCHER, ...args], {
     env: { ...Object.fromEntries(inherited), NO_COLOR: '1', ...environment },
     stdio: ['pipe', 'pipe', 'pipe'],
   });
