@@ -1,6 +1,7 @@
 import { once } from 'node:events';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import type { Duplex } from 'node:stream';
 import { encodeFrame, FRAME_KIND, type NodeMessage, type NodeMessageOf } from '@flotilla/protocol';
 import { type WebSocket, WebSocketServer } from 'ws';
 import { until } from './until.ts';
@@ -44,7 +45,7 @@ export async function startScriptedPlane(heartbeat_ms = 1000): Promise<ScriptedP
       ws.once('message', (data: Buffer) => {
         const registration = JSON.parse(data.toString()) as NodeMessageOf<'node.register'>;
         ws.send(JSON.stringify(registered(links.length, heartbeat_ms, registration.inventory)));
-        links.push(openPlaneLink(links.length, ws, registration));
+        links.push(openPlaneLink(links.length, ws, socket, registration));
       });
     });
   });
@@ -83,6 +84,7 @@ function registered(
 function openPlaneLink(
   number: number,
   ws: WebSocket,
+  socket: Pick<Duplex, 'cork' | 'uncork'>,
   registration: NodeMessageOf<'node.register'>,
 ): PlaneLink {
   const heard: NodeMessage[] = [];
@@ -119,9 +121,12 @@ function openPlaneLink(
     offer(job, body) {
       const stream = next_stream++;
       const bytes = Buffer.from(JSON.stringify(body));
+      // In one write, as a control plane does.
+      socket.cork();
       ws.send(JSON.stringify(jobOffer(job, stream, backend, bytes.length)));
       ws.send(encodeFrame(FRAME_KIND.requestBody, stream, 0, bytes));
       ws.send(encodeFrame(FRAME_KIND.end, stream, bytes.length, Buffer.of(0)));
+      socket.uncork();
       return stream;
     },
     async ask(job, body) {
