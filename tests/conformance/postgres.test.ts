@@ -1,4 +1,6 @@
 import { describe, expect, onTestFinished, test } from 'vitest';
+import { ensureAdminKey } from '../../packages/control/src/accounts/keys.ts';
+import { systemClock, systemRandom } from '../../packages/control/src/clock.ts';
 import { openEngine, openStore } from '../../packages/control/src/store/open.ts';
 import { postgresPlace, quiet, testServer } from '../support/store.ts';
 import { aSettlement, enrolNodes } from './rows.ts';
@@ -17,6 +19,16 @@ describe.skipIf(testServer === undefined)(
       const options = await emptyDatabase();
       const stores = await Promise.all(Array.from({ length: 6 }, () => openStore(options, quiet)));
       for (const store of stores) expect(await store.configVersion()).toBe(1);
+      await Promise.all(stores.map((store) => store.close()));
+    });
+
+    test('replicas that start at the same time make the first key once, and each of them starts', async () => {
+      const options = await emptyDatabase();
+      const stores = await Promise.all(Array.from({ length: 6 }, () => openStore(options, quiet)));
+      const deps = { clock: systemClock, random: systemRandom, log: quiet };
+      const admin_key = 'k'.repeat(40);
+      await Promise.all(stores.map((store) => ensureAdminKey(admin_key, { ...deps, store })));
+      expect(await stores[0]!.loadKeys()).toHaveLength(1);
       await Promise.all(stores.map((store) => store.close()));
     });
 

@@ -20,23 +20,48 @@ const LAST_LINES = 80;
 const LINE_MOST = 400;
 const SHOWN_MOST = 5;
 
+const USAGE = `npm run simulate -- [--seeds N] [--from S]    so many worlds (1000), from seed S (1) on
+npm run simulate -- --seed S [--history]      one world again, with the end of its history, or all of it
+
+Ends with 1 where a world broke a promise; its seed replays it exactly.`;
+
 if (isMainThread) await main();
 else await runShare(workerData as Share);
 
 async function main(): Promise<void> {
-  const { values } = parseArgs({
-    options: {
-      seeds: { type: 'string', default: '1000' },
-      from: { type: 'string', default: '1' },
-      seed: { type: 'string' },
-      history: { type: 'boolean', default: false },
-    },
-  });
-  const broken =
-    values.seed === undefined
-      ? await runSeeds(Number(values.from), Number(values.seeds))
-      : await replay(Number(values.seed), values.history);
+  const { seeds, from, seed, history } = readArguments();
+  const broken = seed === null ? await runSeeds(from, seeds) : await replay(seed, history);
   if (broken > 0) process.exitCode = 1;
+}
+
+function readArguments(): { seeds: number; from: number; seed: number | null; history: boolean } {
+  try {
+    const { values } = parseArgs({
+      options: {
+        seeds: { type: 'string', default: '1000' },
+        from: { type: 'string', default: '1' },
+        seed: { type: 'string' },
+        history: { type: 'boolean', default: false },
+        help: { type: 'boolean', short: 'h', default: false },
+      },
+    });
+    if (values.help) {
+      say(USAGE);
+      process.exit(0);
+    }
+    const seed = values.seed === undefined ? null : wholeNumber('seed', values.seed);
+    const seeds = wholeNumber('seeds', values.seeds);
+    return { seeds, from: wholeNumber('from', values.from), seed, history: values.history };
+  } catch (error) {
+    process.stderr.write(`${(error as Error).message}\n\n${USAGE}\n`);
+    process.exit(2);
+  }
+}
+
+function wholeNumber(name: string, text: string): number {
+  if (!/^[1-9]\d{0,15}$/.test(text))
+    throw new Error(`--${name} takes a whole number from 1 on, not ${text}.`);
+  return Number(text);
 }
 
 /** @returns how many worlds broke a promise */
@@ -58,7 +83,7 @@ async function runSeeds(from: number, seeds: number): Promise<number> {
   const seconds = (performance.now() - began_ms) / 1000;
   say(
     `${all.length} worlds in ${seconds.toFixed(0)} s: ${sum(({ events }) => events)} events, ` +
-      `${(sum(({ virtual_ms }) => virtual_ms) / 3_600_000).toFixed(0)} h of their time, ${sum(({ jobs }) => jobs.ended)} jobs ended, ` +
+      `${(sum(({ virtual_ms }) => virtual_ms) / 3_600_000).toPrecision(3)} h of their time, ${sum(({ jobs }) => jobs.ended)} jobs ended, ` +
       `${sum(({ jobs }) => jobs.succeeded)} of them well; ${broken.length} broke a promise` +
       `${broken.length > 0 ? `: ${broken.map(({ seed }) => seed).join(', ')}` : '.'}`,
   );

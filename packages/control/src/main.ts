@@ -54,7 +54,7 @@ export class StartError extends Error {
 
 const BURIED =
   'This control plane was out of touch with its database for so long that another one has taken its place. ' +
-  'Two would each hold half of the nodes, so this one stops.';
+  'Its nodes and jobs are with the others by now, so it stops; start it again.';
 
 /** Answers that are still going out when the server closes get this long. */
 const LAST_ANSWERS_MS = 2000;

@@ -162,7 +162,9 @@ function usedAfter({ kind, used, size }: Allowance, told: Draw): number {
   if (kind === 'concurrency') return 0;
   // Used under another limit: this one began whole.
   if (kind !== 'budget' && told.size !== size) return used;
-  return Math.max(0, used + told.spent);
+  const after = Math.max(0, used + told.spent);
+  // No replica has used more requests than there are: what goes beyond was told twice, since an answer was lost.
+  return kind === 'requests' && size !== null ? Math.min(after, size) : after;
 }
 
 /**

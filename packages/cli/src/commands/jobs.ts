@@ -106,7 +106,7 @@ function jobText(job: Job, serverName: NameOf): string {
     ['took', tookOf(job)],
   ]);
   if (job.attempts.length === 0) {
-    if (!OPEN.includes(job.state)) return `${head}\n\nIt ended before it was given to anybody.`;
+    if (!OPEN.includes(job.state)) return `${head}\n\nNo attempt of it is on record.`;
     return `${head}\n\nNo attempt yet. See why: flotilla jobs explain ${job.id}`;
   }
   const columns: Column<Job['attempts'][number]>[] = [

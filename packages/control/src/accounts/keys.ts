@@ -110,11 +110,17 @@ export async function ensureAdminKey(
   { store, clock, random, log }: { store: Store; clock: Clock; random: Random; log: Log },
 ): Promise<void> {
   const hash = hashCredential(admin_key);
-  const records = await store.loadKeys();
+  const find = async () => {
+    const records = await store.loadKeys();
+    return { records, found: records.find((key) => key.hash === hash) };
+  };
+  const { records, found } = await find();
   warnOfEarlier(records, hash, log);
-  const found = records.find((key) => key.hash === hash);
   if (found === undefined) {
-    await store.insertKey(bootstrapKey(hash, clock, random));
+    await store.insertKey(bootstrapKey(hash, clock, random)).catch(async (error: unknown) => {
+      // Another replica that starts at the same time has made it.
+      if ((await find()).found === undefined) throw error;
+    });
     return;
   }
   if (found.revoked_at !== null) {

@@ -12,7 +12,9 @@ type Headers = Record<string, string>;
 export function tooManyAtOnce(concurrency: number, headers: Headers): FlotillaError {
   return new FlotillaError(
     'rate_limited',
-    `This key may have ${concurrency} requests under way, and has them.`,
+    concurrency === 1
+      ? 'This key may have one request under way, and has it.'
+      : `This key may have ${concurrency} requests under way, and has them.`,
     { retry_after_ms: OTHERS_RETRY_MS, headers },
   );
 }

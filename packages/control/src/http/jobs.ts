@@ -123,7 +123,7 @@ export function jobRoutes({
   async function explainStored(job: JobView): Promise<ExplainView> {
     const state = job.attached || isTerminal(job.state) ? undefined : await store.findDetached(job.id);
     const lane = state === undefined ? undefined : readLane(state.lane);
-    if (state === undefined || lane === undefined) return ended(job);
+    if (state === undefined || lane === undefined) return unexplained(job);
     const placement = {
       ...lane,
       avoid: new Set(lane.avoid),
@@ -280,13 +280,10 @@ function jobView(job: StoredJob): JobView {
   };
 }
 
-function ended({ id, state }: JobView): ExplainView {
-  return {
-    id,
-    state,
-    summary: `It ${isTerminal(state) ? `has ended: ${state}` : `is ${state}`}.`,
-    nodes: [],
-  };
+/** Of one that has ended, or that the replica of its client alone can explain. */
+function unexplained({ id, state, attached }: JobView): ExplainView {
+  const open = attached ? `is ${state} at another replica: only that one can say why` : `is ${state}`;
+  return { id, state, summary: `It ${isTerminal(state) ? `has ended: ${state}` : open}.`, nodes: [] };
 }
 
 /** Which node served is for those who may read nodes. */
