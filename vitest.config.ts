@@ -17,6 +17,7 @@ const TIMED = [
   'tests/e2e/cancellation.test.ts',
   'tests/e2e/lost-hints.test.ts',
   'tests/e2e/replica-cuts.test.ts',
+  'tests/e2e/replica-latency.test.ts',
 ];
 
 /** What takes minutes: kills, many starts, slow lines, large stores. `npm run test:long`, in the same way as the others. */
