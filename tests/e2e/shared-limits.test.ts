@@ -184,8 +184,10 @@ describe.skipIf(NATS_URL === undefined)('limits over two replicas (they need Pos
     const key = await makeKey({ token_budget: { tokens: 20 * COST, period: 'total' } });
     const statuses = await ask(30, both, key);
     expect(served(statuses)).toBe(20);
-    expect(statuses.slice(-5)).toEqual([402, 402, 402, 402, 402]);
+    // Until both have told what theirs have cost, the rest is held by requests that may still give some back.
+    expect(statuses.filter((status) => ![200, 402, 429].includes(status))).toEqual([]);
     for (const plane of both) {
+      await until('it says that all is used', async () => (await ask(1, [plane], key))[0] === 402);
       expect((await limitsOn(plane, key)).budget).toMatchObject({
         used: 20 * COST,
         reserved: 0,
