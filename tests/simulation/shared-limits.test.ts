@@ -32,6 +32,8 @@ class Replicas {
   /** Undefined: the store answers at once. */
   reach: (() => Promise<void>) | undefined;
   draws = 0;
+  /** Of those that one draw asked for more than once: each would be decided on the same row. */
+  readonly drawn_twice: string[] = [];
   bump_age_ms = 0;
   readonly #hearers: ((from: string, data: Uint8Array) => void)[] = [];
 
@@ -50,15 +52,22 @@ class Replicas {
     this.#hearers.push((from, data) => {
       if (from !== id) hints.take(from, data);
     });
+    const store = this.database.connect(async (_call, commit) => {
+      this.draws++;
+      await this.reach?.();
+      return commit();
+    });
     return createSharedLimits({
       clock: this.clock,
       background: this.clock,
       log: quiet,
-      store: this.database.connect(async (_call, commit) => {
-        this.draws++;
-        await this.reach?.();
-        return commit();
-      }),
+      store: {
+        drawLimits: (by, draws) => {
+          const names = draws.map(({ key, kind }) => `${kind} ${key}`);
+          this.drawn_twice.push(...names.filter((name, index) => names.indexOf(name) < index));
+          return store.drawLimits(by, draws);
+        },
+      },
       replica: id,
       hints,
       keyOf: (of) => this.database.tables.keys.get(of),
@@ -297,6 +306,35 @@ describe('limits that replicas share', () => {
     const { draws } = replicas;
     await replicas.pass(2000);
     expect(replicas.draws).toBe(draws);
+  });
+
+  test('a budget: what comes while the first draw of a period is under way is admitted on both only as far as it fits', async () => {
+    for (const start of ['of the first period', 'of the next']) {
+      const replicas = new Replicas();
+      const [a, b] = [await replicas.start('a'), await replicas.start('b')];
+      const key = await replicas.key({ token_budget: { tokens: 3 * RESERVED - 1, period: 'day' } });
+      if (start === 'of the next') {
+        await a.admit(key, SIZE);
+        replicas.clock.advance(24 * HOUR_MS);
+      }
+      const answers: (() => void)[] = [];
+      replicas.reach = () => new Promise((resolve) => answers.push(resolve));
+      const all = [codeOfCall(() => a.admit(key, SIZE))];
+      await replicas.settle();
+      expect(answers).toHaveLength(1);
+      for (let n = 0; n < 3; n++) all.push(codeOfCall(() => a.admit(key, SIZE)));
+      for (let n = 0; n < 4; n++) {
+        answers.shift()?.();
+        await replicas.settle();
+      }
+      replicas.reach = undefined;
+      for (const answer of answers) answer();
+      for (let n = 0; n < 4; n++) all.push(codeOfCall(() => b.admit(key, SIZE)));
+      await replicas.pass(2500);
+      const codes = await Promise.all(all);
+      expect(codes.filter((code) => code === 'admitted')).toHaveLength(2);
+      expect(replicas.drawn_twice).toEqual([]);
+    }
   });
 
   test('what was drawn ahead in one period is not spent in the next', async () => {

@@ -89,7 +89,7 @@ class Fleet {
     const { allowance, drawn } = drawShare(this.allowance, replica, draw, this.key, this.now, count);
     this.allowance = allowance;
     if (answer === 'lost') return undrawn(share, draw);
-    this.shares.set(replica, takeDrawn(share, draw, drawn, this.now));
+    takeDrawn(share, draw, drawn, this.now);
   }
 
   /** @returns whether it was admitted */

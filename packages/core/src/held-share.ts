@@ -12,8 +12,8 @@ import type { AllowanceKind, Draw, Drawn } from './ports/shared-limits.ts';
 export interface HeldShare {
   readonly key: string;
   readonly kind: AllowanceKind;
-  /** Of a budget. */
-  readonly start: number;
+  /** Of a budget: the period in which all of this was drawn. What was taken in one that is over ends without a trace. */
+  start: number;
   /** The key's limit by this replica's own snapshot. */
   limit: number;
   /** Less than 0: more was used than was held. */
@@ -210,17 +210,18 @@ export function undrawn(share: HeldShare, draw: Draw): void {
   share.told = { held: -1, busy: -1 };
 }
 
-/** @returns the share from now on: in a new period of a budget it is another one */
-export function takeDrawn(before: HeldShare, draw: Draw, drawn: Drawn, now_ms: number): HeldShare {
-  const share =
-    drawn.start === before.start
-      ? before
-      : { ...newHeldShare(before.key, before.kind, before.limit, drawn.start), wanted: before.wanted };
+/** In a new period of a budget nothing of the one before is left. */
+export function takeDrawn(share: HeldShare, draw: Draw, drawn: Drawn, now_ms: number): void {
+  const is_same_period = drawn.start === share.start;
+  if (!is_same_period) {
+    const { key, kind, limit, wanted } = share;
+    Object.assign(share, newHeldShare(key, kind, limit, drawn.start), { wanted });
+  }
   share.free += drawn.granted;
   share.lent = Math.min(share.lent, draw.held) + drawn.lent;
   share.told = {
-    held: share === before ? draw.held + drawn.granted : drawn.granted,
-    busy: share === before ? draw.busy : 0,
+    held: is_same_period ? draw.held + drawn.granted : drawn.granted,
+    busy: is_same_period ? draw.busy : 0,
   };
   share.seen = { drawn, at_ms: now_ms };
   share.answers = Math.max(share.answers, draw.answers);
@@ -229,7 +230,6 @@ export function takeDrawn(before: HeldShare, draw: Draw, drawn: Drawn, now_ms: n
   share.denied = denialOf(draw, drawn, now_ms);
   if (share.told.held > 0) share.recall = Math.max(share.recall, drawn.recall);
   else share.recall = share.answers = Math.max(share.answers, drawn.recall);
-  return share;
 }
 
 function denialOf({ first }: Draw, { verdict, wait_ms }: Drawn, now_ms: number): Denial | null {

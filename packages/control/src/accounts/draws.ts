@@ -49,8 +49,6 @@ export interface DrawsDeps {
   /** Whether a request waits. */
   waits(): boolean;
   lackOf(share: HeldShare, free: number): Lack;
-  /** `after` is in the place of `before`: the same, or that of a new period. */
-  drawn(before: HeldShare, after: HeldShare): void;
   /** All of one draw have been drawn. */
   settled(keys: ReadonlySet<string>): void;
 }
@@ -147,14 +145,13 @@ export function createDraws(deps: DrawsDeps): Draws {
     const recalls: { key: string; kind: HeldShare['kind']; recall: number }[] = [];
     const freed: { key: string; kind: HeldShare['kind'] }[] = [];
     const keys = new Set<string>();
-    for (const [index, before] of batch.entries()) {
+    for (const [index, share] of batch.entries()) {
       const draw = draws[index]!;
       const drawn = answers[index]!;
       const { key, kind, recall } = drawn;
       // Somebody else waits for it, or was refused a moment ago.
-      const gave = draw.answers > before.answers || (before.contended > 0 && draw.held < before.told.held);
-      const share = takeDrawn(before, draw, drawn, clock.now_ms());
-      deps.drawn(before, share);
+      const gave = draw.answers > share.answers || (share.contended > 0 && draw.held < share.told.held);
+      takeDrawn(share, draw, drawn, clock.now_ms());
       keys.add(key);
       if (gave) freed.push({ key, kind });
       if (drawn.verdict === 'recalled' && draw.recalled === 0) recalls.push({ key, kind, recall });

@@ -102,13 +102,6 @@ export function createSharedLimits(deps: SharedLimitsDeps): SharedLimits {
     },
     waits: () => waits > 0,
     lackOf,
-    drawn(before, after) {
-      const { shares } = accounts.get(after.key)!;
-      if (before === after || shares.get(after.kind) !== before) return;
-      shares.set(after.kind, after);
-      awake.delete(before);
-      awake.add(after);
-    },
     settled(keys) {
       for (const key of keys) serveWaiting(accounts.get(key)!);
     },
@@ -269,6 +262,7 @@ export function createSharedLimits(deps: SharedLimitsDeps): SharedLimits {
     taken: Amounts,
   ): Admission {
     const { concurrency, requests, tokens, budget } = heldBy(account, taken);
+    const start = budget?.start;
     let in_place = concurrency !== undefined;
     let state: 'open' | 'settled' | 'over' = 'open';
     let cost = 0;
@@ -295,7 +289,7 @@ export function createSharedLimits(deps: SharedLimitsDeps): SharedLimits {
         state = 'settled';
         cost = costOf(usage);
         if (tokens !== undefined) end(tokens, taken.tokens!, cost);
-        if (budget !== undefined) {
+        if (budget !== undefined && budget.start === start) {
           trimShare(budget, estimate, cost);
           freed(account, budget);
         }
@@ -317,6 +311,8 @@ export function createSharedLimits(deps: SharedLimitsDeps): SharedLimits {
     };
 
     function end(share: HeldShare, amount: number, used: number): void {
+      // Taken in a period that is over: nobody counts it any more.
+      if (share === budget && budget.start !== start) return;
       endShare(share, amount, used);
       freed(account, share);
     }
@@ -329,8 +325,6 @@ export function createSharedLimits(deps: SharedLimitsDeps): SharedLimits {
   }
 
   function freed(account: Account, share: HeldShare): void {
-    // Of a period that is over: nobody counts it any more.
-    if (account.shares.get(share.kind) !== share) return;
     awake.add(share);
     // Who waits here comes first, then who waits elsewhere.
     if (account.waiting.length > 0) serveWaiting(account);

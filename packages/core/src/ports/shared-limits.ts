@@ -108,7 +108,8 @@ export type DrawVerdict =
 
 export interface SharedLimits {
   /**
-   * Takes what the replica tells and gives what it draws, for all allowances in one transaction. Told twice after a lost
+   * Takes what the replica tells and gives what it draws, for all allowances in one transaction, each once in it: all are
+   * decided on what was there before. Told twice after a lost
    * answer, `spent` counts twice, which a budget's next counting puts right.
    * @returns in the order of the draws, or null where the replica has no row: another has taken it for dead
    */
