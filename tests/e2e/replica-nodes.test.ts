@@ -33,11 +33,11 @@ describe.skipIf(NATS_URL === undefined)('at two replicas (they need PostgreSQL a
     return { link, epoch };
   };
   const viewOn = (plane: Plane, id: string) => plane.get<NodeView>(`/api/v1/nodes/${id}`);
-  /** Which of them has the node, as the first says. */
+  /** The first shows what only the one with its link can know. */
   const knownElsewhere = (id: string) =>
     until('the first knows where it is', async () => {
       const view = await viewOn(first, id);
-      return view.state === 'online' && view.connected_at === null;
+      return view.state === 'online' && view.connected_at !== null;
     });
   const refusalOf = async (link: RawLink) => {
     const { code } = await link.closed;

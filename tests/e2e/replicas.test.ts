@@ -1,3 +1,5 @@
+import type { ExplainView, JobView, NodeView } from '@flotilla/protocol';
+import type { ServerResponse } from 'node:http';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { NATS_URL } from '../support/nats.ts';
 import { type Proxy, startProxy } from '../support/proxy.ts';
@@ -43,6 +45,13 @@ describe.skipIf(NATS_URL === undefined)('two replicas (they need PostgreSQL and 
     backend.answer = (_request, response) => void response.end(chatAnswer('Hello'));
   });
 
+  /** A request whose backend waits. */
+  async function held(plane: Plane) {
+    let waiting: ServerResponse | undefined;
+    backend.answer = (_request, response) => void (waiting = response);
+    const reply = plane.chat({});
+    return { waiting: await until('the backend has it', () => waiting), reply };
+  }
   const stateOn = async (plane: Plane) =>
     (await plane.get<{ data: { state: string }[] }>('/api/v1/nodes')).data[0]?.state;
   const reserved = async () =>
@@ -197,6 +206,27 @@ describe.skipIf(NATS_URL === undefined)('two replicas (they need PostgreSQL and 
     await until('its backend is free', () => backend.requests[0]!.aborted_ms !== null);
     expect(backend.requests[0]!.aborted_ms! - left_ms).toBeLessThan(500);
     expect(await stateOf(second, id)).toBe('cancelled');
+  });
+
+  test('either shows a node as the one does that has its link, and an open request as the one that has its client', async () => {
+    const { waiting, reply } = await held(second);
+    const shown = async (plane: Plane) => plane.get<NodeView>(`/api/v1/nodes/${node.id}`);
+    const there = await shown(second);
+    expect(there.pools[0]!.reserved).toBe(1);
+    const { why, last_seen_at, link_rtt_ms: _rtt, ...here } = await shown(first);
+    expect(there).toMatchObject(here);
+    expect(why.last_beat_ms_ago).toBeLessThan(2 * HEARTBEAT_MS);
+    expect(Date.now() - Date.parse(last_seen_at!)).toBeLessThan(2 * HEARTBEAT_MS);
+    const { data } = await first.get<{ data: NodeView[] }>('/api/v1/nodes');
+    expect(data.map(({ pools }) => pools[0]!.reserved)).toEqual([1]);
+    const open = await until('the first shows the request', async () => {
+      const { data } = await first.get<{ data: JobView[] }>('/api/v1/jobs?state=running');
+      return data.find(({ attached }) => attached);
+    });
+    const explanation = await first.get<ExplainView>(`/api/v1/jobs/${open.id}/explain`);
+    expect(explanation).toMatchObject({ summary: 'It is running on home.', nodes: [{ verdict: 'has it' }] });
+    waiting.end(chatAnswer('Hello'));
+    expect((await reply).status).toBe(200);
   });
 
   test('a node is asked for its models on either', async () => {

@@ -219,6 +219,13 @@ export async function assembleServing(deps: ServingDeps, undo: (() => Promise<un
     return own !== undefined;
   });
   const everywhere = () => [...roster.all(), ...[...providers.all()].map(({ node }) => node)];
+  const others = () => [...(shared?.others() ?? [])];
+  const jobs = openJobs(dispatcher, everywhere, {
+    cancel: (job, message) =>
+      others().map((other) => shared!.questions.ask(other, { type: 'cancel', job, message })),
+    explain: (job) => others().map((other) => shared!.questions.ask(other, { type: 'explain', job })),
+  });
+  shared?.questions.on('explain', ({ job }) => jobs.explain(job) ?? null);
   return {
     fleet,
     roster,
@@ -234,11 +241,7 @@ export async function assembleServing(deps: ServingDeps, undo: (() => Promise<un
     memory,
     providers,
     routes,
-    jobs: openJobs(dispatcher, everywhere, (job, message) =>
-      [...(shared?.others() ?? [])].map((other) =>
-        shared!.questions.ask(other, { type: 'cancel', job, message }),
-      ),
-    ),
+    jobs,
   };
 }
 

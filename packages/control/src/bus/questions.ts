@@ -1,4 +1,5 @@
 import type { Bus, Clock, Log } from '@flotilla/core';
+import { explainView, nodeView } from '@flotilla/protocol';
 import { z } from 'zod';
 
 /**
@@ -10,12 +11,15 @@ import { z } from 'zod';
  * Question and answer may be lost: who asks has something to do when nobody says.
  */
 export interface Questions {
-  /** @returns yes or no; undefined: nobody says */
-  ask(replica: string, question: Question): Promise<boolean | undefined>;
+  /** @returns undefined: nobody says */
+  ask<T extends Question['type']>(
+    replica: string,
+    question: Extract<Question, { type: T }>,
+  ): Promise<Answers[T] | undefined>;
   /** Who answers such questions here, within `ANSWER_WITHIN_MS`. */
   on<T extends Question['type']>(
     type: T,
-    answer: (question: Extract<Question, { type: T }>) => boolean | Promise<boolean>,
+    answer: (question: Extract<Question, { type: T }>) => Answers[T] | Promise<Answers[T]>,
   ): void;
   /** @returns whether it was a question, or an answer */
   take(from: string, data: Uint8Array): boolean;
@@ -26,34 +30,53 @@ export const ANSWER_WITHIN_MS = 400;
 const ASKED_WITHIN_MS = 500;
 /** Tells them from what goes over a channel. */
 const KIND = 3;
-const MOST_BYTES = 4096;
+/** Of a question and of an answer: less than what a message of NATS may have. */
+export const MOST_BYTES = 512 * 1024;
 
 const questionSchema = z.discriminatedUnion('type', [
   /** Whether another process than this one is linked there with the node's credential, and alive. */
   z.object({ type: z.literal('in_use'), node: z.string().max(64), boot_id: z.string().max(128) }),
   /** Whether an open request of a client there was ended by this. */
   z.object({ type: z.literal('cancel'), job: z.string().max(64), message: z.string().max(1000) }),
+  /** How these nodes are, of which that replica has the links. */
+  z.object({ type: z.literal('nodes'), nodes: z.array(z.string().max(64)).max(1000) }),
+  /** Why an open request of a client there is where it is. */
+  z.object({ type: z.literal('explain'), job: z.string().max(64) }),
 ]);
+export const linkedNode = nodeView
+  .pick({ id: true, state: true, health: true, pools: true, journal: true, epoch: true, connected_at: true })
+  .extend(nodeView.pick({ link_rtt_ms: true, last_seen_at: true, why: true, host: true }).shape)
+  .extend({ in_flight: z.number().int() });
+const answers = {
+  in_use: z.boolean(),
+  cancel: z.boolean(),
+  /** Those whose links it has, as far as they fit. */
+  nodes: z.array(linkedNode),
+  /** Null: it does not have the request. */
+  explain: explainView.nullable(),
+};
 const messageSchema = z.union([
   z.object({ number: z.number().int(), question: questionSchema }),
-  z.object({ number: z.number().int(), answer: z.boolean() }),
+  z.object({ number: z.number().int(), answer: z.unknown() }),
 ]);
+export type LinkedNode = z.infer<typeof linkedNode>;
 type Question = z.infer<typeof questionSchema>;
+type Answers = { [T in Question['type']]: z.infer<(typeof answers)[T]> };
 type Message = z.infer<typeof messageSchema>;
 
 export function createQuestions(bus: Pick<Bus, 'send' | 'connected'>, clock: Clock, log: Log): Questions {
-  const asked = new Map<number, { replica: string; told: (answer: boolean) => void }>();
-  const answers = new Map<Question['type'], (question: never) => boolean | Promise<boolean>>();
+  const asked = new Map<number, { replica: string; told: (answer: unknown) => void }>();
+  const answerers = new Map<Question['type'], (question: never) => unknown>();
   let numbers = 0;
   return {
     ask(replica, question) {
       if (!bus.connected) return Promise.resolve(undefined);
       const number = ++numbers;
       return new Promise((resolve) => {
-        const finish = (answer: boolean | undefined) => {
+        const finish = (answer: unknown) => {
           timer.cancel();
           asked.delete(number);
-          resolve(answer);
+          resolve(answers[question.type].safeParse(answer).data as Answers[typeof question.type] | undefined);
         };
         const timer = clock.after(ASKED_WITHIN_MS, () => finish(undefined));
         asked.set(number, { replica, told: finish });
@@ -61,7 +84,7 @@ export function createQuestions(bus: Pick<Bus, 'send' | 'connected'>, clock: Clo
       });
     },
     on(type, answer) {
-      answers.set(type, answer);
+      answerers.set(type, answer);
     },
     take(from, data) {
       if (data[0] !== KIND) return false;
@@ -76,7 +99,7 @@ export function createQuestions(bus: Pick<Bus, 'send' | 'connected'>, clock: Clo
 
   async function answer(from: string, number: number, question: Question): Promise<void> {
     try {
-      const answered = await answers.get(question.type)?.(question as never);
+      const answered = await answerers.get(question.type)?.(question as never);
       if (answered !== undefined) say(from, { number, answer: answered });
     } catch (error) {
       // Whoever asked does what it does when nobody says.
@@ -84,8 +107,11 @@ export function createQuestions(bus: Pick<Bus, 'send' | 'connected'>, clock: Clo
     }
   }
 
+  /** What does not fit is not said. */
   function say(replica: string, message: Message): void {
-    bus.send(replica, Buffer.concat([Buffer.of(KIND), Buffer.from(JSON.stringify(message))]));
+    const data = Buffer.concat([Buffer.of(KIND), Buffer.from(JSON.stringify(message))]);
+    if (data.byteLength <= MOST_BYTES) bus.send(replica, data);
+    else log.warn({ replica, bytes: data.byteLength }, 'An answer for another replica is too large.');
   }
 }
 

@@ -16,15 +16,24 @@ export interface OpenJobs {
   list(): JobView[];
   find(id: string): JobView | undefined;
   explain(id: string): ExplainView | undefined;
+  /** Of one at another replica, by that one; undefined: none has it, or it does not say. */
+  explainElsewhere(id: string): Promise<ExplainView | undefined>;
   /** `unknown`: not every other replica has said whether the job is there. */
   cancel(id: string, message: string): Promise<'cancelled' | 'ended' | 'unknown'>;
 }
 
-/** @param askOthers has each other replica end a job that is not here. @returns whether it was there; undefined: it does not say */
+/** Asks each other replica about a job that is not here; undefined: it does not say. */
+export interface OtherReplicas {
+  /** @returns whether it was there, and is ended */
+  cancel(job: string, message: string): Promise<boolean | undefined>[];
+  /** @returns null: it is not there */
+  explain(job: string): Promise<ExplainView | null | undefined>[];
+}
+
 export function openJobs(
   dispatcher: Dispatcher,
   everywhere: () => Iterable<FleetNode>,
-  askOthers: (job: string, message: string) => Promise<boolean | undefined>[],
+  others: OtherReplicas,
 ): OpenJobs {
   const { jobs } = dispatcher;
   return {
@@ -44,13 +53,17 @@ export function openJobs(
         holder: current?.node ?? null,
       });
     },
+    async explainElsewhere(id) {
+      const answers = await Promise.all(others.explain(id));
+      return answers.find((answer) => answer !== null && answer !== undefined) ?? undefined;
+    },
     async cancel(id, message) {
       const job = jobs.get(id);
       if (job !== undefined) {
         dispatcher.cancel(job, message);
         return 'cancelled';
       }
-      const answers = await Promise.all(askOthers(id, message));
+      const answers = await Promise.all(others.cancel(id, message));
       if (answers.includes(true)) return 'cancelled';
       return answers.includes(undefined) ? 'unknown' : 'ended';
     },

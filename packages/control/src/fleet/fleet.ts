@@ -36,6 +36,7 @@ import { createEpochs } from './epochs.ts';
 import { type HttpNodes, type NodePeer, createHttpNodes } from './http-nodes.ts';
 import { latestWriter } from './latest-writer.ts';
 import { CLOSE, type Corkable, type LinkSocket } from './link.ts';
+import { createLinkedViews } from './linked-views.ts';
 import { type Mirror, startMirror } from './mirror.ts';
 import type { FleetNode } from './node.ts';
 import { type Registration, incumbentAnswers, takeRegistration } from './registration.ts';
@@ -48,9 +49,11 @@ import { createWatch } from './watch.ts';
  * upgrade of a node link. Every promise settles when the store has committed.
  */
 export interface Fleet {
-  /** All nodes, by name. */
+  /** All nodes, by name, as they are known here. */
   list(): NodeView[];
   find(id: string): NodeView | undefined;
+  /** With what only the replicas know that have the links. */
+  complete(views: NodeView[]): Promise<NodeView[]>;
   /** Reads the nodes anew: one was enrolled, or another replica changed something. */
   refresh(): Promise<void>;
   update(id: string, patch: NodePatch): Promise<NodeView | undefined>;
@@ -202,12 +205,18 @@ export function createFleet(deps: FleetDeps): Fleet {
     return shown;
   };
 
+  const complete =
+    deps.shared === null
+      ? async (views: NodeView[]) => views
+      : createLinkedViews({ roster, questions: deps.shared.questions, view });
+
   return {
     list: () => [...roster.all()].map(view).sort((a, b) => a.name.localeCompare(b.name)),
     find(id) {
       const node = roster.find(id);
       return node === undefined ? undefined : view(node);
     },
+    complete,
     refresh,
     update: (id, patch) => change(id, () => store.updateNode(id, patch)),
     cordon: (id, cordoned) =>

@@ -83,6 +83,7 @@ function setup(stored: StoredJob[], open: JobView[]) {
         summary: 's',
         nodes: [{ node: 'node_1', name: 'box', verdict: 'has it', reasons: [] }],
       }),
+      explainElsewhere: () => Promise.resolve(undefined),
       cancel: (wanted) => Promise.resolve((cancelled.push(wanted), 'cancelled' as const)),
     },
     store: store as unknown as JobRouteDeps['store'],

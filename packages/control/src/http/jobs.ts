@@ -70,7 +70,12 @@ export function jobRoutes({
     },
     async explainJob({ params: { id }, principal }) {
       const job = await find(id, principal);
-      return explained(open.explain(id) ?? (await explainStored(job)), principal);
+      const open_elsewhere = job.attached && !isTerminal(job.state);
+      const explanation =
+        open.explain(id) ??
+        (open_elsewhere ? await open.explainElsewhere(id) : undefined) ??
+        (await explainStored(job));
+      return explained(explanation, principal);
     },
     async deleteJob({ params: { id }, principal }) {
       const job = await find(id, principal);

@@ -16,26 +16,28 @@ type NodeRoutes =
   | 'deleteNode';
 
 export function nodeRoutes(fleet: Fleet): Pick<Handlers, NodeRoutes> {
+  const shown = async (id: string, node: NodeView | undefined) =>
+    (await fleet.complete([found(id, node)]))[0]!;
   return {
-    listNodes({ query }) {
+    async listNodes({ query }) {
       const { items, next_after } = pageOfList(
         fleet.list(),
         query,
         (node) => node.name,
         (node, after) => node.name.localeCompare(after) > 0,
       );
-      return { data: items, next_after };
+      return { data: await fleet.complete(items), next_after };
     },
-    showNode: ({ params: { id } }) => found(id, fleet.find(nodeId(id))),
-    updateNode: async ({ params: { id }, body }) => found(id, await fleet.update(nodeId(id), present(body))),
-    cordonNode: async ({ params: { id } }) => found(id, await fleet.cordon(nodeId(id), true)),
-    uncordonNode: async ({ params: { id } }) => found(id, await fleet.cordon(nodeId(id), false)),
-    drainNode: async ({ params: { id }, body }) => found(id, await fleet.drain(nodeId(id), body.deadline_ms)),
+    showNode: ({ params: { id } }) => shown(id, fleet.find(nodeId(id))),
+    updateNode: async ({ params: { id }, body }) => shown(id, await fleet.update(nodeId(id), present(body))),
+    cordonNode: async ({ params: { id } }) => shown(id, await fleet.cordon(nodeId(id), true)),
+    uncordonNode: async ({ params: { id } }) => shown(id, await fleet.cordon(nodeId(id), false)),
+    drainNode: async ({ params: { id }, body }) => shown(id, await fleet.drain(nodeId(id), body.deadline_ms)),
     async rotateNode({ params: { id }, body }) {
       const rotated = found(id, await fleet.rotate(nodeId(id), body.overlap_ms));
       return { ...rotated, old_expires_at: iso(rotated.old_expires_at) };
     },
-    revokeNode: async ({ params: { id } }) => found(id, await fleet.revoke(nodeId(id))),
+    revokeNode: async ({ params: { id } }) => shown(id, await fleet.revoke(nodeId(id))),
     async deleteNode({ params: { id } }) {
       if (!(await fleet.forget(nodeId(id)))) throw notFound('node', id);
     },
