@@ -134,7 +134,8 @@ function recounted(before: Allowance, { start, spent, pledged }: BudgetCount, no
   return { ...before, start, used: spent, pledged, shares, counted_at: now, stale: false, doubt: false };
 }
 
-function limitOf(key: KeyLimits | undefined, kind: AllowanceKind): number | null {
+/** Null: it has no such limit. */
+export function limitOf(key: KeyLimits | undefined, kind: AllowanceKind): number | null {
   switch (kind) {
     case 'requests':
       return key?.requests_per_minute ?? null;

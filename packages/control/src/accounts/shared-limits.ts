@@ -2,6 +2,7 @@ import {
   type AllowanceKind,
   type Clock,
   deniedFor,
+  type Denial,
   endShare,
   estimateRequest,
   givesBackMuch,
@@ -10,6 +11,7 @@ import {
   type KeyRecord,
   type Lack,
   learnUsage,
+  limitOf,
   newHeldShare,
   newTokenEstimator,
   periodEnd,
@@ -24,17 +26,9 @@ import {
 import { FlotillaError, type LimitsView } from '@flotilla/protocol';
 import type { Admission } from './admission.ts';
 import { createDraws, type DrawsDeps } from './draws.ts';
-import {
-  budgetHeld,
-  budgetSpent,
-  budgetView,
-  STORE_RETRY_MS,
-  storeAway,
-  tooFast,
-  tooManyAtOnce,
-} from './limit-answers.ts';
+import { STORE_RETRY_MS, storeAway } from './limit-answers.ts';
 import { costOf, type Limits } from './limits.ts';
-import { leftOf, rateHeaders } from './rate-headers.ts';
+import { type SharedAccount, shareRefused, shownHeaders, shownShares } from './shown-shares.ts';
 
 /**
  * The limits of each key where replicas share them (decision 023). A request takes of what this replica holds, in memory:
@@ -60,8 +54,7 @@ interface SharedLimitsDeps extends Pick<DrawsDeps, 'clock' | 'log' | 'store' | '
   dead_ms: number;
 }
 
-interface Account {
-  key: KeyRecord;
+interface Account extends SharedAccount {
   readonly estimator: TokenEstimator;
   readonly shares: Map<AllowanceKind, HeldShare>;
   readonly waiting: Waiting[];
@@ -380,33 +373,6 @@ export function createSharedLimits(deps: SharedLimitsDeps): SharedLimits {
     if (deps.bumpAge_ms() >= deps.dead_ms) throw storeAway();
   }
 
-  function refusal(
-    account: Account,
-    share: HeldShare,
-    amount: number,
-    denied: { verdict: 'short' | 'exhausted'; there_ms: number },
-  ): FlotillaError {
-    const headers = headersOf(account);
-    const { key } = account;
-    switch (share.kind) {
-      case 'concurrency':
-        return tooManyAtOnce(share.limit, headers);
-      case 'requests':
-      case 'tokens':
-        return tooFast(
-          share.kind,
-          share.limit,
-          amount,
-          Math.max(1, Math.ceil(denied.there_ms - background.now_ms())),
-          headers,
-        );
-      case 'budget':
-        return denied.verdict === 'exhausted'
-          ? budgetSpent(key.token_budget!, share.start, share.seen!.drawn.used, headers)
-          : budgetHeld(amount, headers);
-    }
-  }
-
   /** Others hold it and do not answer, or the store does not. */
   function late(account: Account, { size, since_ms }: Waiting): FlotillaError {
     const amounts = amountsOf(account, size);
@@ -426,51 +392,19 @@ export function createSharedLimits(deps: SharedLimitsDeps): SharedLimits {
     return storeAway();
   }
 
-  function headersOf({ key, shares }: Account): Record<string, string> {
-    const headers: Record<string, string> = {};
-    for (const kind of ['requests', 'tokens'] as const) {
-      const limit = limitOf(key, kind);
-      if (limit !== null) Object.assign(headers, rateHeaders(kind, rateOf(shares.get(kind), limit)));
-    }
-    return headers;
-  }
-
-  /** As the store had it at the last draw, with what has come back since and without what was used here. */
-  function rateOf(share: HeldShare | undefined, limit: number): ReturnType<typeof leftOf> {
-    const seen = share?.seen ?? null;
-    if (share === undefined || seen === null) return leftOf(limit, limit - (share?.spent ?? 0));
-    const back = ((background.now_ms() - seen.at_ms) * limit) / 60_000;
-    return leftOf(limit, limit - Math.max(0, seen.drawn.used + share.spent - back));
-  }
-
   async function left(key: KeyRecord): Promise<LimitsView> {
     const account = accountOf(key);
     const shares = KINDS.map((kind) => shareOf(account, kind)).filter((share) => share !== null);
     await Promise.all(shares.map((share) => draws.told(share)));
-    const rate = (kind: 'requests' | 'tokens') => {
-      const limit = limitOf(key, kind);
-      return limit === null ? null : rateOf(account.shares.get(kind), limit);
-    };
-    const { concurrency, token_budget } = key;
-    const places = account.shares.get('concurrency');
-    const budget = account.shares.get('budget');
-    return {
-      key: key.id,
-      requests: rate('requests'),
-      tokens: rate('tokens'),
-      concurrency:
-        concurrency === null
-          ? null
-          : { limit: concurrency, in_use: (places?.busy ?? 0) + (places?.seen?.drawn.others_busy ?? 0) },
-      budget:
-        token_budget === null || budget === undefined || budget.seen === null
-          ? null
-          : budgetView(token_budget, {
-              start: budget.start,
-              spent: budget.seen.drawn.used + budget.spent,
-              reserved: budget.busy + budget.seen.drawn.others_busy + budget.seen.drawn.pledged,
-            }),
-    };
+    return shownShares(account, background.now_ms());
+  }
+
+  function headersOf(account: Account): Record<string, string> {
+    return shownHeaders(account, background.now_ms());
+  }
+
+  function refusal(account: Account, share: HeldShare, amount: number, denied: Denial): FlotillaError {
+    return shareRefused(account, share, amount, denied, background.now_ms());
   }
 }
 
@@ -486,17 +420,4 @@ function isLimited(key: KeyRecord): boolean {
     key.tokens_per_minute !== null ||
     key.token_budget !== null
   );
-}
-
-function limitOf(key: KeyRecord, kind: AllowanceKind): number | null {
-  switch (kind) {
-    case 'requests':
-      return key.requests_per_minute;
-    case 'tokens':
-      return key.tokens_per_minute;
-    case 'concurrency':
-      return key.concurrency;
-    case 'budget':
-      return key.token_budget?.tokens ?? null;
-  }
 }
