@@ -58,6 +58,9 @@ export type Placement<S extends Spot = Spot> =
 /** Of so many open spots each is looked at; of more, so many are drawn: the best of them is as good as the best of all. */
 export const DRAWS = 32;
 
+/** Loads that differ by less are alike: chance decides between them. */
+const TIE = 1e-3;
+
 /**
  * Chooses among the spots of one model. The cost does not grow with their number, unless most of them cannot take this
  * request for what they are: an operation they lack, an allow-list; then all of them may be looked at.
@@ -191,32 +194,35 @@ function bestOpen<S extends Spot>(
   random: () => number,
 ): S | undefined {
   for (const tier of spots.open) {
-    const drawn = tier.length <= DRAWS ? undefined : bestOf(request, draw(tier, random), random);
-    const best = drawn ?? bestOf(request, tier, random);
+    const drawn = tier.length <= DRAWS ? undefined : bestOf(request, tier, DRAWS, random);
+    const best = drawn ?? bestOf(request, tier, tier.length, random);
     if (best !== undefined) return best;
   }
   return undefined;
 }
 
+/** @param looks at so many, drawn at random where that is fewer than there are */
 function bestOf<S extends Spot>(
   request: PlacementRequest,
-  spots: Iterable<S>,
+  spots: readonly S[],
+  looks: number,
   random: () => number,
 ): S | undefined {
   let best: S | undefined;
   let best_score = Infinity;
-  for (const spot of spots) {
-    if (misfit(request, spot) !== null || request.avoid.has(spot.node.id)) continue;
-    const score = scoreOf(spot) + random() * 1e-3;
+  for (let n = 0; n < looks; n++) {
+    const spot = spots[looks < spots.length ? Math.floor(random() * spots.length) : n]!;
+    // Whether it fits is asked of the few that would be the best yet: in a large fleet each look at a spot's parts is a
+    // look at memory that no cache holds.
+    const load = loadOf(spot);
+    if (load >= best_score) continue;
+    const score = load + random() * TIE;
     if (score >= best_score) continue;
+    if (misfit(request, spot) !== null || request.avoid.has(spot.node.id)) continue;
     best = spot;
     best_score = score;
   }
   return best;
-}
-
-function* draw<S>(from: readonly S[], random: () => number): Iterable<S> {
-  for (let n = 0; n < DRAWS; n++) yield from[Math.floor(random() * from.length)]!;
 }
 
 /** A node that has failed this job, and could take it. */
@@ -229,7 +235,7 @@ function avoidedOpen<S extends Spot>(request: PlacementRequest, spots: ModelSpot
 }
 
 /** Lower is better: the share of slots that is taken, and what the node has lately failed. */
-function scoreOf({ slots, node }: Spot): number {
+function loadOf({ slots, node }: Spot): number {
   return slots.reserved / slots.capacity + Math.min(node.failures, 10) * 0.05;
 }
 
