@@ -147,15 +147,31 @@ describe('placement', () => {
 
   it('looks at no more of 10,000 open nodes than it draws, and takes the least loaded of those', () => {
     let looked = 0;
+    let asked = 0;
     const many = Array.from({ length: 10_000 }, (_, n) => {
-      const one = spot(node(`n${n}`), { slots: { reserved: n % 4, capacity: 4 } });
-      return Object.defineProperty(one, 'operations', { get: () => (looked++, ['chat']) });
+      const slots = { reserved: n % 4, capacity: 4 };
+      return Object.defineProperties(spot(node(`n${n}`)), {
+        slots: { get: () => (looked++, slots) },
+        operations: { get: () => (asked++, ['chat']) },
+      });
     });
     const index = indexOf(many);
+    looked = 0;
     let draw = 0;
     const placement = place(request(), index, () => (draw++ % 97) / 97);
     expect(looked).toBe(DRAWS);
+    // Whether it can do the operation is asked of those alone that would be the best.
+    expect(asked).toBeLessThan(DRAWS / 2);
     expect(placement).toMatchObject({ kind: 'placed', spot: { slots: { reserved: 0 } } });
+  });
+
+  it('takes the least loaded of those that fit, however many that do not are less loaded', () => {
+    const idle = Array.from({ length: DRAWS - 2 }, (_, n) =>
+      spot(node(`n${n}`, { allowed_models: ['other'] })),
+    );
+    const busy = ['a', 'b'].map((id, n) => spot(node(id), { slots: { reserved: 2 - n, capacity: 4 } }));
+    expect(chosen(request(), [...idle, ...busy])).toBe('b');
+    expect(chosen(request({ avoid: new Set(['b']) }), [...busy, ...idle])).toBe('a');
   });
 
   it('finds the one node of many that has the label', () => {
