@@ -92,12 +92,13 @@ export class LinkNews {
     metrics.restarted();
   }
 
-  #connected({ epoch, node_id, name, heartbeat_ms }: Message<'connected'>): void {
+  #connected({ url, epoch, node_id, name, heartbeat_ms }: Message<'connected'>): void {
     const { clock, heartbeat, log, on_event, status } = this.#options;
     const { link } = status;
     const connected_at = clock.wall_ms();
     Object.assign(link, {
       state: 'connected',
+      url,
       epoch,
       heartbeat_ms,
       connected_at,
@@ -106,8 +107,8 @@ export class LinkNews {
     });
     status.name = name;
     heartbeat.link('connected');
-    log.info({ url: link.url, node: name, epoch }, 'Connected to the control plane.');
-    on_event({ type: 'connected', name, node_id, url: link.url });
+    log.info({ url, node: name, epoch }, 'Connected to the control plane.');
+    on_event({ type: 'connected', name, node_id, url });
   }
 
   #disconnected({ reason, retry_in_ms }: Message<'disconnected'>): void {

@@ -17,13 +17,14 @@ import type { FromLink, LinkThreadData, ToLink } from './threads.ts';
 import { until } from './testing/until.ts';
 
 const STAND_IN = new URL('./testing/stand-in-link.ts', import.meta.url);
-const connected: FromLink = {
+const connected = {
   type: 'connected',
+  url: 'http://127.0.0.1:1',
   epoch: 3,
   node_id: 'node_1',
   name: 'box',
   heartbeat_ms: 5_000,
-};
+} satisfies FromLink;
 let addresses = 0;
 
 async function backend(): Promise<FakeServer> {
@@ -208,7 +209,7 @@ describe('while it runs', () => {
       expect(status).toMatchObject({
         name: 'box',
         ready: true,
-        link: { state: 'connected', epoch: 3, rtt_ms: 12, warnings: ['descriptor: odd'] },
+        link: { state: 'connected', url: connected.url, epoch: 3, rtt_ms: 12, warnings: ['descriptor: odd'] },
         pools: [{ id: 'gpu', in_flight: 1, capacity: 4, capacity_from: 'default' }],
         backends: [{ id: 'gpu', kind: 'vllm', health: 'healthy', models: [{ id: 'm', health: 'healthy' }] }],
         attempts: [attempt],

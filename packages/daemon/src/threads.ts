@@ -76,7 +76,8 @@ export type ToLink =
   | { type: 'drain'; deadline_ms: number; reason: string };
 
 export type FromLink =
-  | { type: 'connected'; epoch: number; node_id: string; name: string; heartbeat_ms: number }
+  /** `url`: of the addresses that this node knows, the one that it is linked to. */
+  | { type: 'connected'; url: string; epoch: number; node_id: string; name: string; heartbeat_ms: number }
   | { type: 'disconnected'; reason: string; retry_in_ms: number }
   /** A beat was acknowledged. Times are wall-clock milliseconds, for files and people. */
   | {

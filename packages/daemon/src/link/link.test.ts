@@ -278,9 +278,14 @@ describe('several addresses', () => {
   const urlOf = (server: Server) => `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
   const waits = () => bench.posts('disconnected').map(({ retry_in_ms }) => retry_in_ms);
 
-  test('where one refuses, the next is dialled at once', async () => {
-    await bench.start(0.3, (data) => ({ ...data, control_url: `${dead},${data.control_url}` }));
+  test('where one refuses, the next is dialled at once, and is named', async () => {
+    let live = '';
+    await bench.start(0.3, (data) => {
+      live = data.control_url;
+      return { ...data, control_url: `${dead},${live}` };
+    });
     await bench.up();
+    expect(bench.posts('connected')[0]!.url).toBe(live);
     bench.control.socket?.terminate();
     await bench.up(2);
     expect(waits()).toEqual([0, 300, 0]);

@@ -73,11 +73,13 @@ export class Session {
   #up_since: number | null = null;
   #rtt_ms: number | null = null;
   #patience: Timer | null = null;
+  readonly #url: string;
   readonly #closed = Promise.withResolvers<void>();
 
   /** @param connect_timeout_ms how long the address may take to let it in */
   constructor(host: SessionHost, control_url: string, connect_timeout_ms: number) {
     this.#host = host;
+    this.#url = control_url;
     const { credential, progress } = host.data;
     this.#progress = new Int32Array(progress);
     this.#connection = host.dial(
@@ -260,7 +262,7 @@ export class Session {
     host.guard.renew(this.#register_sent_ms, host.timings, 'all');
     this.#beats.start(host.timings);
     host.attempts.joined(this.#outbox, message.verdicts);
-    host.post({ type: 'connected', epoch, node_id, name, heartbeat_ms });
+    host.post({ type: 'connected', url: this.#url, epoch, node_id, name, heartbeat_ms });
     if (host.draining) this.beatNow();
     host.up();
   }

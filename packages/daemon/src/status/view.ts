@@ -5,6 +5,7 @@ import type { AttemptLoad } from '../threads.ts';
 /** What is true of the daemon now: kept by `daemon.ts`, read by the status server, `status` and the metrics. */
 export interface LinkStatus {
   state: 'connecting' | 'connected' | 'disconnected' | 'stopped';
+  /** The one that it is linked to, or was last; before the first link all that it knows. */
   url: string;
   epoch: number | null;
   heartbeat_ms: number | null;
