@@ -1,5 +1,5 @@
 import { existsSync, globSync, readFileSync } from 'node:fs';
-import { basename, dirname, resolve, sep } from 'node:path';
+import { basename, dirname, join, resolve, sep } from 'node:path';
 import { describe, expect, test } from 'vitest';
 
 const root = resolve(import.meta.dirname, '..');
@@ -34,15 +34,19 @@ const packages = list('packages/*/package.json').map((path) => basename(dirname(
 const sources = list('packages/*/{src,bin}/**/*.{ts,tsx,js}', '{tests,bench,tools}/**/*.{ts,js}');
 
 /** Every module specifier in a file, with what follows the word `import` or `export`. */
-function imports(source: string): { specifier: string; typeOnly: boolean }[] {
+function imports(source: string): { specifier: string; typeOnly: boolean; dynamic: boolean }[] {
   const code = source.replace(/\/\*[\s\S]*?\*\//g, '').replace(/^\s*\/\/.*$/gm, '');
   const statements = code.matchAll(
     /(?:^|[;}\n])\s*(?:import|export)\s+(type\s)?(?:[\w$*{}\s,]*?\sfrom\s*|[\w$*{},\s]*?\}\s*from\s*)?(['"])([^'"\n]+)\2/g,
   );
   const dynamic = code.matchAll(/\b(?:import|require)\s*\(\s*(['"`])([^'"`\n]+)\1/g);
   return [
-    ...[...statements].map((match) => ({ specifier: match[3] ?? '', typeOnly: match[1] !== undefined })),
-    ...[...dynamic].map((match) => ({ specifier: match[2] ?? '', typeOnly: false })),
+    ...[...statements].map((match) => ({
+      specifier: match[3] ?? '',
+      typeOnly: match[1] !== undefined,
+      dynamic: false,
+    })),
+    ...[...dynamic].map((match) => ({ specifier: match[2] ?? '', typeOnly: false, dynamic: true })),
   ];
 }
 
@@ -140,6 +144,31 @@ describe('imports run one way', () => {
     expect([...allowed.values, ...allowed.types]).toEqual(
       expect.arrayContaining(own(manifest.devDependencies)),
     );
+  });
+});
+
+/** What is loaded with a file: all that it imports, and what that imports, but nothing that is imported when it is needed. */
+function foreignPackages(file: string, seen = new Set<string>()): string[] {
+  if (seen.has(file)) return [];
+  seen.add(file);
+  return imports(readFileSync(resolve(root, file), 'utf8'))
+    .filter(({ typeOnly, dynamic }) => !typeOnly && !dynamic)
+    .flatMap(({ specifier }) => {
+      const own = /^@flotilla\/([^/]+)(?:\/(.+))?$/.exec(specifier);
+      if (own !== null) return foreignPackages(`packages/${own[1]}/src/${own[2] ?? 'index'}.ts`, seen);
+      if (specifier.startsWith('.')) return foreignPackages(join(dirname(file), specifier), seen);
+      return specifier.startsWith('node:') ? [] : [specifier];
+    });
+}
+
+describe('a start loads what it needs', () => {
+  test.each([
+    // Not: the bus, the client of providers, what sends traces, the embedded store.
+    ['packages/control/src/index.ts', ['fastify', 'pg', 'pino', 'prom-client', 'ws', 'zod']],
+    // Not: the files of its commands, and the schemas of what they say.
+    ['packages/cli/src/main.ts', ['commander']],
+  ])('%s', (file, needed) => {
+    expect([...new Set(foreignPackages(file))].toSorted()).toEqual(needed);
   });
 });
 

@@ -152,7 +152,7 @@ function reportOf(starts: Starts[], loads: Load[], stage: Stage): Report {
     name: 'footprint',
     title: 'Start and memory',
     about:
-      'A control plane (`flotilla control`, run from its source) from the start of its process until ' +
+      'A control plane (`flotilla control`, run from its source, which earlier starts have left compiled) from the start of its process until ' +
       '`/readyz` says that it serves, and its resident memory after it has been idle for ' +
       `${(stage.quick ? QUICK_IDLE_MS : IDLE_MS) / 1000} s (PGlite runs in the process itself, PostgreSQL does not). The load: ` +
       `${CONNECTIONS} connections with short streams, one after the other, through gateway and node, for ` +

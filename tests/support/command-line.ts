@@ -1,16 +1,18 @@
 import { controlSettings, type SettingName, settingMeta } from '../../packages/control/src/index.ts';
 import { ENVIRONMENT } from '../../packages/daemon/src/index.ts';
 import { withDefaultVerb } from '../../packages/cli/src/help.ts';
-import { buildProgram } from '../../packages/cli/src/program.ts';
+import { buildProgram, loadCommands } from '../../packages/cli/src/program.ts';
 
 type Command = ReturnType<typeof buildProgram>;
+
+const COMMANDS = await loadCommands();
 
 /**
  * What a page, a unit or a compose file tells somebody to run, read as the program reads it, and not run.
  * @returns what the program would say against it
  */
 export function complaintOf(words: readonly string[]): string | undefined {
-  const program = buildProgram();
+  const program = buildProgram(COMMANDS);
   let said = '';
   tame(program, (text) => (said += text));
   try {

@@ -1,10 +1,12 @@
-import { buildProgram } from '../../packages/cli/src/program.ts';
+import { buildProgram, loadCommands } from '../../packages/cli/src/program.ts';
 import { page } from './markdown.ts';
 
 type Command = ReturnType<typeof buildProgram>;
 
+const COMMANDS = await loadCommands();
+
 export function commandsPage(): string {
-  const commands = allOf(buildProgram());
+  const commands = allOf(buildProgram(COMMANDS));
   return page(
     'Commands',
     'the commands themselves (`packages/cli/src/commands/`)',

@@ -2,14 +2,16 @@ import { homedir } from 'node:os';
 import { controlSettings, type SettingName, settingMeta } from '@flotilla/control';
 import { configSchema, ENVIRONMENT } from '@flotilla/daemon';
 import type { z } from 'zod';
-import { buildProgram } from '../../packages/cli/src/program.ts';
+import { buildProgram, loadCommands } from '../../packages/cli/src/program.ts';
 import { code, page, table } from './markdown.ts';
 import { jsonSchemaOf, typeText } from './schema.ts';
 
 type Command = ReturnType<typeof buildProgram>;
 
+const COMMANDS = await loadCommands();
+
 export function settingsPage(): string {
-  const program = buildProgram();
+  const program = buildProgram(COMMANDS);
   const named = (parent: Command, name: string) => parent.commands.find((own) => own.name() === name)!;
   return page(
     'Settings',

@@ -4,7 +4,7 @@
 // that is TypeScript, run by type stripping; in the package, the bundle made of it.
 import { spawn } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
-import { createRequire } from 'node:module';
+import module, { createRequire } from 'node:module';
 import { constants } from 'node:os';
 import { dirname, join } from 'node:path';
 import { isatty } from 'node:tty';
@@ -14,6 +14,12 @@ const REQUIRED_MAJOR = 24;
 const PACKAGED = '../dist/main.js';
 
 if (Number(process.versions.node.split('.')[0]) >= REQUIRED_MAJOR) {
+  // What is compiled once is kept beside the code, where only those can write who could change the code as well, and goes
+  // with it. Threads and programs that are started from here find it too. Where nothing can be written, nothing is kept.
+  process.env.NODE_COMPILE_CACHE ??= fileURLToPath(
+    new URL('../node_modules/.cache/flotilla', import.meta.url),
+  );
+  module.enableCompileCache();
   await (existsSync(new URL('../src/main.ts', import.meta.url))
     ? import('../src/main.ts')
     : import(PACKAGED));

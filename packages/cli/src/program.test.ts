@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Command } from 'commander';
 import { afterEach, describe, expect, onTestFinished, test, vi } from 'vitest';
-import { buildProgram } from './program.ts';
+import { buildProgram, loadCommands } from './program.ts';
 import { run, start } from './testing/command.ts';
 import { FakeControl } from './testing/fake-control.ts';
 
@@ -86,8 +86,10 @@ const COMMANDS = [
 ];
 
 describe('help', () => {
-  test('of every command says what it does and has an example', () => {
-    const found = buildProgram().commands.flatMap((group) => verbsOf(group, group.name()));
+  test('of every command says what it does and has an example', async () => {
+    const found = buildProgram(await loadCommands()).commands.flatMap((group) =>
+      verbsOf(group, group.name()),
+    );
     expect(found.map(([name]) => name).sort()).toEqual(COMMANDS.toSorted());
     for (const [name, help] of found) {
       expect(help).toContain(`Usage: flotilla ${name}`);

@@ -5,7 +5,6 @@ import type { Server as TlsServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
 import { createKeys, ensureAdminKey } from './accounts/keys.ts';
 import { createSlowdown } from './accounts/slowdown.ts';
-import { openNats } from './bus/nats.ts';
 import { type Shared, sharedOver } from './bus/shared.ts';
 import { backgroundClock, systemClock, systemRandom } from './clock.ts';
 import type { ControlConfig } from './config.ts';
@@ -19,7 +18,6 @@ import { assembleServing } from './serving.ts';
 import { openStore } from './store/open.ts';
 import { openLog } from './telemetry/log.ts';
 import { createMetrics } from './telemetry/metrics.ts';
-import { type Otlp, startOtlp } from './telemetry/otlp.ts';
 import { NO_TRACES, type Traces } from './telemetry/traces.ts';
 
 /**
@@ -207,7 +205,8 @@ async function openTraces({ config, log, clock }: Base, replica: string, undo: U
   const { otlp_endpoint: endpoint, trace_ratio: ratio, public_url } = config;
   if (endpoint === undefined) return NO_TRACES;
   const wall_ms = () => clock.wall_ms();
-  const otlp: Otlp = await startOtlp({ endpoint, ratio, public_url, replica, log, wall_ms });
+  const { startOtlp } = await import('./telemetry/otlp.ts');
+  const otlp = await startOtlp({ endpoint, ratio, public_url, replica, log, wall_ms });
   undo.push(() => otlp.close());
   return otlp.traces;
 }
@@ -270,6 +269,8 @@ async function openShared(
 ): Promise<Shared | null> {
   if (config.nats_url === undefined) return null;
   const installation = await store.installation();
+  // One replica is what most have: the client is loaded for those that have several.
+  const { openNats } = await import('./bus/nats.ts');
   const bus = openNats({ url: config.nats_url, installation, replica, clock: background, log });
   undo.push(() => bus.close());
   return sharedOver(bus, membership, background, log);

@@ -126,6 +126,7 @@ export async function assembleServing(deps: ServingDeps, undo: (() => Promise<un
       await fleet.refresh();
       const records = await store.loadRoutes();
       const upstreams = await store.loadProviders();
+      if (upstreams.length > 0) await providers.prepare();
       // Routes first: providers that are new wake who waits for them.
       routes.load(records);
       providers.load(upstreams, records);

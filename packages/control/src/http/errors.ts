@@ -1,4 +1,3 @@
-import { STATUS_CODES } from 'node:http';
 import type { Duplex } from 'node:stream';
 import {
   type ErrorCode,
@@ -7,6 +6,9 @@ import {
   FlotillaError,
   retryHeaders,
 } from '@flotilla/protocol';
+
+// Imported, all of `node:http` is read, and with it the client behind `fetch`, which takes as long to load as all of zod.
+const { STATUS_CODES } = process.getBuiltinModule('node:http');
 
 /**
  * A refusal that HTTP itself has a status for (405, 415, 426, 431, 408). It keeps that status, because clients and

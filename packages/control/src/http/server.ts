@@ -100,6 +100,16 @@ const HEADERS_MAX_BYTES = 16 * 1024;
 const PATH_PARAM_MAX = 1024;
 const UNABLE_RETRY_MS = 2000;
 
+/**
+ * Of fastify's own schemas: there are none, for `registerRoutes` checks by those of the protocol. Without a word about them
+ * fastify would load their compilers, 150 files of a start.
+ */
+const NO_SCHEMAS = { compilersFactory: { buildValidator: noSchemas, buildSerializer: noSchemas } };
+
+function noSchemas(): never {
+  throw new Error('A route of fastify has a schema: those of Flotilla are in the protocol.');
+}
+
 export function createHttpServer(deps: HttpDeps): FastifyInstance {
   const { config, clock, log } = deps;
   const addressOf = clientAddresses(config.trusted_proxies);
@@ -119,6 +129,7 @@ export function createHttpServer(deps: HttpDeps): FastifyInstance {
       maxParamLength: PATH_PARAM_MAX,
     },
     return503OnClosing: false,
+    schemaController: NO_SCHEMAS,
     // Idle ones at once; what is still under way has until main.ts gives it up.
     forceCloseConnections: 'idle',
     frameworkErrors(error, request, reply) {

@@ -1,5 +1,6 @@
 import type { Log } from '@flotilla/core';
-import { type Traces, tracesOn } from './traces.ts';
+import { tracesOn } from './spans.ts';
+import type { Traces } from './traces.ts';
 
 /**
  * Sends spans to a collector, as OTLP in JSON over HTTP. The SDK is loaded only for this. Spans wait in its bounded

@@ -1,6 +1,6 @@
 import { Deadlines, type ModelSpots, type ProviderRecord, type RouteRecord } from '@flotilla/core';
 import type { ModelSpot } from '../fleet/node.ts';
-import { type Provider, type ProviderDeps, createProvider } from './provider.ts';
+import type { createProvider, Provider, ProviderDeps } from './provider.ts';
 
 /** The providers that this replica asks: a snapshot of the store's, each with its connections, health and slots. */
 export interface Providers {
@@ -8,6 +8,8 @@ export interface Providers {
   find(id: string): Provider | undefined;
   /** Where a provider serves a model that a route sends to it. */
   spots(id: string, model: string): ModelSpots<ModelSpot> | undefined;
+  /** Before the first of them is there to be loaded: what asks them, an HTTP client, is much, and most fleets have none. */
+  prepare(): Promise<void>;
   load(records: readonly ProviderRecord[], routes: readonly RouteRecord[]): void;
   close(): Promise<void>;
 }
@@ -15,11 +17,15 @@ export interface Providers {
 export function createProviders(deps: Omit<ProviderDeps, 'deadlines'>): Providers {
   const providers = new Map<string, Provider>();
   const deadlines = new Deadlines(deps.clock);
+  let create: typeof createProvider | null = null;
 
   return {
     all: () => providers.values(),
     find: (id) => providers.get(id),
     spots: (id, model) => providers.get(id)?.spots(model),
+    async prepare() {
+      create ??= (await import('./provider.ts')).createProvider;
+    },
     load(records, routes) {
       const wanted = modelsOf(routes);
       const seen = new Set<string>();
@@ -27,7 +33,7 @@ export function createProviders(deps: Omit<ProviderDeps, 'deadlines'>): Provider
         seen.add(record.id);
         let provider = providers.get(record.id);
         if (provider === undefined) {
-          provider = createProvider(record, { ...deps, deadlines });
+          provider = create!(record, { ...deps, deadlines });
           providers.set(record.id, provider);
         }
         provider.take(record, wanted.get(record.id) ?? new Set());
