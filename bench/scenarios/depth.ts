@@ -13,8 +13,9 @@ const QUICK_DEPTHS = [0, 20_000];
 const LANES = 1000;
 /** As much as one statement of the control plane asks for. */
 const LANES_A_CLAIM = 16;
-const JOBS_A_LANE = 4;
+const JOBS_A_LANE = 16;
 const CLAIMED = LANES_A_CLAIM * JOBS_A_LANE;
+const BYTES_MOST = 256 * 1024 * 1024;
 const WARM_CLAIMS = 50;
 const WINDOWS_HELD = 5;
 const NODE = 'node_bench';
@@ -105,6 +106,8 @@ async function openQueue(server: string, queued: number): Promise<Queue> {
   await fill(client, queued);
   let n = 0;
   let order_key = Date.now() + 10_000_000;
+  /** Where each lane goes on, which the control plane remembers as well. */
+  const from = new Map<string, number>();
   return {
     queued,
     async turn() {
@@ -118,10 +121,18 @@ async function openQueue(server: string, queued: number): Promise<Queue> {
       const began_ms = performance.now();
       const claimed = await store.claimJobs({
         replica: REPLICA,
-        lanes: lanes.map((lane) => ({ lane, node: NODE, epoch: 1, free: JOBS_A_LANE })),
+        lanes: lanes.map((lane) => ({
+          lane,
+          node: NODE,
+          epoch: 1,
+          free: JOBS_A_LANE,
+          from_order_key: from.get(lane) ?? 0,
+        })),
         limit: CLAIMED,
+        bytes_most: BYTES_MOST,
       });
       const took_ms = performance.now() - began_ms;
+      for (const job of claimed) from.set(job.lane, job.order_key);
       if (claimed.length !== CLAIMED) throw new Error(`${claimed.length} jobs were claimed of ${CLAIMED}.`);
       await store.finishJobs(claimed.map((job) => aFinish(job)));
       return took_ms;

@@ -95,6 +95,55 @@ export function detachedSuite(subject: Subject): void {
       expect(new Set(claimed.map(({ id }) => id)).size).toBe(5);
     });
 
+    test('a claim takes no more requests than there are bytes for, but the first however large it is', async () => {
+      const lane = newId('boot');
+      const sizes = [10, 4, 4, 3, 1];
+      await subject.store.acceptJobs(
+        sizes.map((size, order_key) =>
+          aDetachedJob({ lane, order_key, request: 'é'.repeat(size / 2) + 'x'.repeat(size % 2) }),
+        ),
+      );
+      const take = async (bytes_most: number) => {
+        const lanes = [{ lane, node: 'node_a', epoch: 1, free: 9 }];
+        const claimed = await subject.store.claimJobs({ replica: 'rep_a', lanes, limit: 9, bytes_most });
+        return claimed.map(({ request_bytes }) => request_bytes);
+      };
+      expect(await take(9)).toEqual([10]);
+      expect(await take(8)).toEqual([4, 4]);
+      expect(await take(0)).toEqual([3]);
+      expect(await take(9)).toEqual([1]);
+    });
+
+    test('a claim passes over what is before the order key that it begins at', async () => {
+      const lane = newId('boot');
+      await subject.store.acceptJobs([1, 2, 2, 3].map((order_key) => aDetachedJob({ lane, order_key })));
+      const lanes = ['node_a', 'node_b'].map((node) => ({ lane, node, epoch: 1, free: 2 }));
+      const from = async (...keys: number[]) => {
+        const asked = lanes.map((one, at) => ({
+          ...one,
+          ...(keys[at] !== undefined && { from_order_key: keys[at] }),
+        }));
+        const claimed = await subject.store.claimJobs({ replica: 'rep_a', lanes: asked, limit: 9 });
+        return claimed.map(({ order_key }) => order_key);
+      };
+      expect(await from(3, 2)).toEqual([2, 2, 3]);
+      expect(await from(2, 2)).toEqual([]);
+      expect(await from()).toEqual([1]);
+    });
+
+    test('an end that brings the start along says when that was, and moves no start that is there', async () => {
+      const [late, early] = [await leased(subject.store), await leased(subject.store)];
+      await subject.store.startJobs([fenceOf(early)]);
+      const before = (await subject.store.findDetached(early.id))!.started_at!;
+      const ends = [late, early].map((fence) => aFinish(fence, { started_ago_ms: 60_000 }));
+      expect(await subject.store.finishJobs(ends)).toEqual(['accepted', 'accepted']);
+      const storyOf = async (id: string) => (await subject.store.findJob(id))!.attempts[0]!;
+      const { started_at, ended_at } = await storyOf(late.id);
+      expect(ended_at! - started_at!).toBe(60_000);
+      expect((await subject.store.findDetached(late.id))!.started_at).toBe(started_at);
+      expect((await storyOf(early.id)).started_at).toBe(before);
+    });
+
     test('claims that race share the jobs out, each to one', async () => {
       const lane = newId('boot');
       await subject.store.acceptJobs(Array.from({ length: 40 }, () => aDetachedJob({ lane })));

@@ -99,12 +99,15 @@ const acceptJobs = call(
 const claimJobs = call(
   'claimJobs',
   fc.record({
-    lanes: fc.uniqueArray(fc.record({ lane, node, epoch, free: fc.constantFrom(0, 1, 1, 2, 3) }), {
-      minLength: 1,
-      maxLength: 4,
-      selector: (want) => `${want.lane} ${want.node}`,
-    }),
+    lanes: fc.uniqueArray(
+      fc.record(
+        { lane, node, epoch, free: fc.constantFrom(0, 1, 1, 2, 3), from_order_key: fc.constantFrom(0, 1, 2) },
+        { requiredKeys: ['lane', 'node', 'epoch', 'free'] },
+      ),
+      { minLength: 1, maxLength: 4, selector: (want) => `${want.lane} ${want.node}` },
+    ),
     limit: fc.constantFrom(0, 1, 2, 4),
+    bytes_most: fc.constantFrom(0, 20, 1000),
   }),
   (told) => [{ replica: 'rep_a', ...told }],
 );
@@ -140,17 +143,22 @@ const finishJobs = call(
       result: fc.option(text),
       counted: fc.boolean(),
       provisional: fc.boolean(),
+      ago_ms: fc.constantFrom(undefined, 0, 7),
     }),
     { minLength: 1, maxLength: 2 },
   ),
   (told, database) => [
-    told.map(({ aim: target, counted, ...over }) => {
+    told.map(({ aim: target, counted, ago_ms, ...over }) => {
       const fence = fenceOf(target, database);
       const { usage } = aSettlement(
         { id: fence.id, request_id: 'req' },
         { node: fence.node, attempts: fence.attempt },
       );
-      return aFinish(fence, { ...over, usage: counted ? usage : null });
+      return aFinish(fence, {
+        ...over,
+        usage: counted ? usage : null,
+        ...(ago_ms !== undefined && { started_ago_ms: ago_ms }),
+      });
     }),
   ],
 );

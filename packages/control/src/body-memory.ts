@@ -9,7 +9,7 @@ export interface BodyMemory {
   /** Without asking: it is here already. */
   take(bytes: number): void;
   give(bytes: number): void;
-  /** How many more bodies of this size fit; with nothing held one does, however small the budget. */
+  /** How many bytes more fit, where a body of this size does; else 0. With nothing held one does, however small the budget. */
   room(body_bytes: number): number;
 }
 
@@ -26,6 +26,10 @@ export function createBodyMemory(limit_bytes: number): BodyMemory {
     give(bytes) {
       held -= bytes;
     },
-    room: (body_bytes) => Math.max(held === 0 ? 1 : 0, Math.floor((limit_bytes - held) / body_bytes)),
+    room(body_bytes) {
+      const left = limit_bytes - held;
+      if (left >= body_bytes) return left;
+      return held === 0 ? body_bytes : 0;
+    },
   };
 }

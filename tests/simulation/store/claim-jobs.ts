@@ -6,16 +6,26 @@ interface Want {
   node: string;
   epoch: number;
   upto: number;
+  from: number;
 }
 
-export function claimJobs(tables: Tables, { replica, lanes, limit }: ClaimRequest): ClaimedJob[] {
+export function claimJobs(
+  tables: Tables,
+  { replica, lanes, limit, bytes_most = Infinity }: ClaimRequest,
+): ClaimedJob[] {
   const wants = wantsOf(lanes.filter(({ free }) => free > 0));
   const heads = [...wants].flatMap(([lane, want]) =>
-    tables.jobs.ready(lane).slice(0, Math.min(want.at(-1)!.upto, limit)),
+    tables.jobs
+      .ready(lane)
+      .filter(({ order_key }) => order_key >= Math.min(...want.map(({ from }) => from)))
+      .slice(0, Math.min(want.at(-1)!.upto, limit)),
   );
   const places = new Map<string, number>();
   const given: JobRow[] = [];
+  let bytes = 0;
   for (const job of heads.sort(inTurn).slice(0, Math.max(0, limit))) {
+    bytes += Buffer.byteLength(tables.bodies.get(job.id)?.request ?? '');
+    if (given.length > 0 && bytes > bytes_most) break;
     const place = (places.get(job.lane!) ?? 0) + 1;
     places.set(job.lane!, place);
     const { node, epoch } = wants.get(job.lane!)!.find(({ upto }) => upto >= place)!;
@@ -36,9 +46,11 @@ export function claimJobs(tables: Tables, { replica, lanes, limit }: ClaimReques
 
 function wantsOf(lanes: ClaimRequest['lanes']): Map<string, Want[]> {
   const wants = new Map<string, Want[]>();
-  for (const { lane, node, epoch, free } of lanes.toSorted((a, b) => bytewise(a.node, b.node))) {
+  for (const { lane, node, epoch, free, from_order_key: from = -Infinity } of lanes.toSorted((a, b) =>
+    bytewise(a.node, b.node),
+  )) {
     const want = wants.get(lane) ?? [];
-    want.push({ node, epoch, upto: (want.at(-1)?.upto ?? 0) + free });
+    want.push({ node, epoch, upto: (want.at(-1)?.upto ?? 0) + free, from });
     wants.set(lane, want);
   }
   return wants;

@@ -46,9 +46,11 @@ export function requeueJobs(tables: Tables, batch: Requeue[]): ResultOutcome[] {
 
 export function finishJobs(tables: Tables, batch: Finish[]): ResultOutcome[] {
   return batch.map((finish) => {
-    const job = tables.jobs.detached(finish.id);
-    if (job === undefined || !holds(job, finish)) return refusal(job, finish);
+    const row = tables.jobs.detached(finish.id);
+    if (row === undefined || !holds(row, finish)) return refusal(row, finish);
     const now = tables.now_ms();
+    const ago_ms = finish.started_ago_ms;
+    const job = { ...row, started_at: row.started_at ?? (ago_ms === undefined ? null : now - ago_ms) };
     tellStory(tables, job.id, storyOf(job, finish, now));
     if (finish.usage !== null) addUsage(tables, { ...finish.usage, provisional: finish.provisional });
     else {

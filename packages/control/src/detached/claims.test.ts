@@ -1,4 +1,4 @@
-import { type ClaimRequest, type NodeRecord, stepLiveness, timings } from '@flotilla/core';
+import { type ClaimedJob, type ClaimRequest, type NodeRecord, stepLiveness, timings } from '@flotilla/core';
 import { ManualClock } from '@flotilla/core/testing';
 import { expect, test } from 'vitest';
 import { createRoster } from '../fleet/roster.ts';
@@ -33,14 +33,16 @@ const record: NodeRecord = {
 
 /** Claims for one node of two slots and one lane; the store has a job for each slot that it is asked for. */
 function setup({
-  room = () => 64,
+  room_bytes = () => 64,
   results = () => Promise.resolve(),
   claimJobs = () => Promise.resolve([]),
+  largest_bytes = 1,
   uncertain = () => Promise.resolve(),
 }: {
-  room?: () => number;
+  room_bytes?: () => number;
   results?: () => Promise<unknown>;
-  claimJobs?: () => Promise<never[]>;
+  claimJobs?: () => Promise<ClaimedJob[]>;
+  largest_bytes?: number;
   uncertain?: () => Promise<void>;
 } = {}) {
   const clock = new ManualClock();
@@ -69,7 +71,8 @@ function setup({
       known: () => true,
     },
     ready,
-    room,
+    room_bytes,
+    largest_bytes,
     offer() {},
     giveBack() {},
     uncertain,
@@ -77,7 +80,7 @@ function setup({
     freed() {},
   });
   const turn = () => new Promise((over) => void setImmediate(over));
-  return { clock, claims, asked, turn, pool: node!.ledger.pools.get('p')! };
+  return { clock, claims, asked, turn, ready, lane, pool: node!.ledger.pools.get('p')! };
 }
 
 test('a job is not claimed while a node is being asked whether it has the result, and is when it has none', async () => {
@@ -96,7 +99,7 @@ test('a job is not claimed while a node is being asked whether it has the result
 
 test('no more jobs are claimed than there is memory for, and more as soon as there is', async () => {
   let room = 0;
-  const { clock, claims, asked, turn, pool } = setup({ room: () => room });
+  const { clock, claims, asked, turn, pool } = setup({ room_bytes: () => room });
   claims.wake();
   clock.advance(1);
   await turn();
@@ -106,7 +109,7 @@ test('no more jobs are claimed than there is memory for, and more as soon as the
   await turn();
   clock.advance(1);
   await turn();
-  expect(asked.map(({ limit }) => limit)).toEqual([1]);
+  expect(asked.map(({ limit }) => limit)).toEqual([2]);
   await claims.close();
 });
 
@@ -133,5 +136,61 @@ test('what a claim took whose answer was lost is looked for until the store says
   clock.advance(1);
   await turn();
   expect([looks, asked.length]).toEqual([4, 2]);
+  await claims.close();
+});
+
+/** As much of a job as a claim looks at. */
+function job(lane: string, order_key: number, request_bytes: number): ClaimedJob {
+  return { lane, order_key, request_bytes, node: 'node_a', epoch: 1, request: 'x' } as ClaimedJob;
+}
+
+test('a claim begins where the last one ended, or at what has come before that meanwhile', async () => {
+  let claimed: ClaimedJob[] = [];
+  const { clock, claims, asked, turn, ready, lane } = setup({ claimJobs: () => Promise.resolve(claimed) });
+  const claim = async (...keys: number[]) => {
+    claimed = keys.map((key) => job(lane, key, 1));
+    clock.advance(1);
+    await turn();
+    return asked.at(-1)!.lanes.map(({ from_order_key }) => from_order_key);
+  };
+  claims.wake();
+  ready.note(lane, 6, 0, 9);
+  expect(await claim(1, 5)).toEqual([1]);
+  expect(await claim(6, 7)).toEqual([5]);
+  ready.note(lane, 3, 0);
+  expect(await claim(3, 8)).toEqual([3]);
+  expect(await claim(9, 9)).toEqual([8]);
+  await claims.close();
+});
+
+test('what comes before while a claim is under way is where the next one begins', async () => {
+  const answer = Promise.withResolvers<ClaimedJob[]>();
+  const { clock, claims, asked, turn, ready, lane } = setup({ claimJobs: () => answer.promise });
+  ready.note(lane, 9, 0, 9);
+  claims.wake();
+  clock.advance(1);
+  await turn();
+  ready.note(lane, 2, 0);
+  answer.resolve([job(lane, 4, 1), job(lane, 5, 1)]);
+  await turn();
+  clock.advance(1);
+  await turn();
+  expect(asked.map(({ lanes }) => lanes[0]!.from_order_key)).toEqual([1, 2]);
+  await claims.close();
+});
+
+test('a lane whose jobs were too large for the memory is not taken for empty', async () => {
+  let claimed: ClaimedJob[] = [];
+  const answers = { room_bytes: () => 10, largest_bytes: 10, claimJobs: () => Promise.resolve(claimed) };
+  const { clock, claims, asked, turn, ready, lane } = setup(answers);
+  claimed = [job(lane, 1, 8)];
+  claims.wake();
+  clock.advance(1);
+  await turn();
+  expect([asked.at(-1)!.bytes_most, ready.none]).toEqual([10, false]);
+  claimed = [];
+  clock.advance(1);
+  await turn();
+  expect([asked.length, ready.none]).toEqual([2, true]);
   await claims.close();
 });

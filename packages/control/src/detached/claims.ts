@@ -1,5 +1,6 @@
 import {
   type ClaimedJob,
+  type ClaimedLane,
   type Clock,
   type Log,
   type Random,
@@ -33,8 +34,9 @@ export interface ClaimsDeps {
   replica: string;
   places: Places;
   ready: ReadyLanes;
-  /** For so many more requests there is memory, however large they are. */
-  room(): number;
+  /** There is memory for requests of so many bytes together, and for the largest one; else 0. */
+  room_bytes(): number;
+  largest_bytes: number;
   offer(claimed: ClaimedJob, spot: ModelSpot): void;
   /** A claim that found no place after all: it goes back at once, never having been offered. */
   giveBack(claimed: ClaimedJob): void;
@@ -61,8 +63,8 @@ export interface Claims {
   close(): Promise<void>;
 }
 
-/** Of one statement: each brings the job's request along. */
-const CLAIM_MOST = 64;
+/** Of one statement, whose requests are bounded by the memory that there is for them. */
+const CLAIM_MOST = 256;
 /** After a claim that failed. */
 const RETRY_MS = 500;
 /** While there is no memory for another request. */
@@ -77,8 +79,6 @@ interface Plan {
 export function createClaims(deps: ClaimsDeps): Claims {
   const { clock, random, log, store, replica, places, ready } = deps;
   let plans: Plan[] = [];
-  /** Slots that the claim under way asks for: what it brings is not in memory yet. */
-  let asking = 0;
   let waking = false;
   let starved = false;
   let running: Promise<void> | null = null;
@@ -99,13 +99,13 @@ export function createClaims(deps: ClaimsDeps): Claims {
       waking = false;
       const wanting = ready.wanting();
       for (const lane of wanting) planFor(lane);
-      if (wanting.length > 0 && deps.room() === 0) wakeWhenThereIsRoom();
+      if (wanting.length > 0 && deps.room_bytes() === 0) wakeWhenThereIsRoom();
       send();
     });
   }
 
   function mayPlan(): boolean {
-    return plans.length < CLAIM_MOST && plans.length + asking < deps.room();
+    return plans.length < CLAIM_MOST && deps.room_bytes() > 0;
   }
 
   function planFor(lane: ReadyLane): void {
@@ -173,25 +173,37 @@ export function createClaims(deps: ClaimsDeps): Claims {
   async function claim(): Promise<void> {
     const asked = plans;
     plans = [];
-    asking = asked.length;
-    const hints = new Map(asked.map(({ lane }) => [lane, lane.hints]));
+    const lanes = new Map(asked.map(({ lane }) => [lane, { hints: lane.hints, from: lane.from_order_key }]));
+    for (const lane of lanes.keys()) lane.from_order_key = Infinity;
+    const bytes_most = Math.max(deps.room_bytes(), 1);
     let claimed: ClaimedJob[];
     // After the plans were taken: those of a node that comes back meanwhile wait for what it comes back with.
     await deps.results();
     try {
-      claimed = await store.claimJobs({ replica, lanes: askedFor(asked), limit: asked.length });
+      claimed = await store.claimJobs({
+        replica,
+        lanes: askedFor(asked, (lane) => lanes.get(lane)!.from),
+        limit: asked.length,
+        bytes_most,
+      });
     } catch (error) {
-      asking = 0;
+      for (const [lane, { from }] of lanes) readFrom(lane, from);
       log.warn({ error }, 'Ready jobs could not be claimed; it will be tried again.');
       await findTaken([...new Set(asked.map(({ spot }) => spot.node))]);
       unplan(asked);
       return;
     }
-    asking = 0;
-    const left = [...asked];
+    const left = new Map<string, Plan[]>();
+    for (const one of asked) {
+      const same = left.get(placeText(one.lane.text, one.spot.node.id));
+      if (same === undefined) left.set(placeText(one.lane.text, one.spot.node.id), [one]);
+      else same.push(one);
+    }
+    let bytes = 0;
+    const last = new Map<string, number>();
     for (const job of claimed) {
-      const at = left.findIndex(({ lane, spot }) => lane.text === job.lane && spot.node.id === job.node);
-      const [own] = at < 0 ? [] : left.splice(at, 1);
+      bytes += job.request_bytes;
+      const own = left.get(placeText(job.lane, job.node))?.pop();
       if (own === undefined) {
         deps.giveBack(job);
         continue;
@@ -203,12 +215,21 @@ export function createClaims(deps: ClaimsDeps): Claims {
       if (there && job.request !== null) deps.offer(job, own.spot);
       else deps.giveBack(job);
     }
-    // A lane that gave less than it was asked for is empty, unless it was heard of meanwhile.
-    for (const { lane } of left) {
-      if (hints.get(lane) === lane.hints) ready.forget(lane);
+    for (const { lane: text, order_key } of claimed) last.set(text, order_key);
+    for (const [lane, { from }] of lanes) readFrom(lane, last.get(lane.text) ?? from);
+    // A lane that gave less than it was asked for is empty, unless it was heard of meanwhile, or its jobs were too large.
+    const full = bytes + deps.largest_bytes > bytes_most;
+    const unused = [...left.values()].flat();
+    for (const { lane } of unused) {
+      if (lanes.get(lane)!.hints === lane.hints && !full) ready.forget(lane);
       else lane.jobs = Math.max(1, lane.jobs);
     }
-    unplan(left);
+    unplan(unused);
+  }
+
+  /** Unless it was heard of a job that goes before. */
+  function readFrom(lane: ReadyLane, order_key: number): void {
+    lane.from_order_key = Math.min(lane.from_order_key, order_key);
   }
 
   /**
@@ -227,13 +248,15 @@ export function createClaims(deps: ClaimsDeps): Claims {
     }
   }
 
-  function askedFor(asked: Plan[]) {
-    const rows = new Map<string, { lane: string; node: string; epoch: number; free: number }>();
+  function askedFor(asked: Plan[], fromOf: (lane: ReadyLane) => number): ClaimedLane[] {
+    const rows = new Map<string, ClaimedLane>();
     for (const { lane, spot, epoch } of asked) {
-      const key = `${spot.node.id} ${lane.text}`;
+      const key = placeText(lane.text, spot.node.id);
       const row = rows.get(key);
-      if (row === undefined) rows.set(key, { lane: lane.text, node: spot.node.id, epoch, free: 1 });
-      else row.free++;
+      if (row === undefined) {
+        const from_order_key = fromOf(lane);
+        rows.set(key, { lane: lane.text, node: spot.node.id, epoch, free: 1, from_order_key });
+      } else row.free++;
     }
     return [...rows.values()];
   }
@@ -257,4 +280,8 @@ export function createClaims(deps: ClaimsDeps): Claims {
   function pause(ms: number): Promise<void> {
     return new Promise((over) => void clock.after(ms, over));
   }
+}
+
+function placeText(lane: string, node: string): string {
+  return `${node} ${lane}`;
 }

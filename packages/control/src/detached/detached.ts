@@ -99,6 +99,9 @@ export interface DetachedDeps {
 
 /** A client waits so long for its 202. */
 const ACCEPT_WITHIN_MS = 15_000;
+/** In one statement: a whole batch, of small requests. */
+const ACCEPTED_MOST = 1000;
+const ACCEPTED_BYTES_MOST = 4 * 1024 * 1024;
 const MAX_ATTEMPTS = 3;
 const RETRY_MS = 2000;
 
@@ -121,6 +124,8 @@ export function startDetached(deps: DetachedDeps): Detached {
     ping: () => store.ping(),
     clock,
     flushed,
+    max_rows: ACCEPTED_MOST,
+    weigh: { bytesOf: ({ request }) => request.length, max_bytes: ACCEPTED_BYTES_MOST },
   });
   const reservations = createReservations({
     clock,
@@ -174,7 +179,8 @@ export function startDetached(deps: DetachedDeps): Detached {
     replica,
     places: dispatcher.deps.places,
     ready,
-    room: () => deps.memory.room(deps.settings.body_limit_bytes),
+    room_bytes: () => deps.memory.room(deps.settings.body_limit_bytes),
+    largest_bytes: deps.settings.body_limit_bytes,
     offer: (claimed, spot) => held.offer(claimed, spot),
     giveBack: (claimed) =>
       void held

@@ -14,6 +14,11 @@ export interface ReadyLane {
   order_key: number;
   /** Of the job that has it. */
   priority: number;
+  /**
+   * Where claims begin to read: the jobs before it were claimed, as far as is known. Infinity while a claim that asks from
+   * there on is under way, except where something was heard of meanwhile.
+   */
+  from_order_key: number;
   /** How many wait, as far as is known. */
   jobs: number;
   /** Slots that have been reserved for it and are not yet asked for. */
@@ -40,6 +45,7 @@ export class ReadyLanes {
     if (Number.isFinite(jobs)) this.#noted(text, order_key, priority);
     const known = this.#lanes.get(text);
     if (known !== undefined) {
+      known.from_order_key = Math.min(known.from_order_key, order_key);
       if (order_key < known.order_key) Object.assign(known, { order_key, priority });
       known.jobs += jobs;
       known.hints++;
@@ -59,7 +65,16 @@ export class ReadyLanes {
       affinity: null,
       fenced: true,
     };
-    const made: ReadyLane = { text, placement, order_key, priority, jobs, planned: 0, hints: 0 };
+    const made: ReadyLane = {
+      text,
+      placement,
+      order_key,
+      priority,
+      from_order_key: order_key,
+      jobs,
+      planned: 0,
+      hints: 0,
+    };
     this.#lanes.set(text, made);
     const same = this.#by_model.get(model) ?? new Set();
     this.#by_model.set(model, same.add(made));

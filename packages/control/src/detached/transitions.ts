@@ -3,8 +3,10 @@ import { Batcher } from '../store/batcher.ts';
 
 /**
  * The transitions of detached jobs on their way to the store: whatever queued while the last flush was in flight goes
- * in the next one, starts before requeues before ends, so that a job's own keep their order. A flush that may have been
- * committed is sent again: the store answers `duplicate` then.
+ * in the next one, starts before requeues before ends, so that a job's own keep their order. Where a start and the end of
+ * the same attempt are in one flush, the end says when it was started, and the start is no statement of its own: work that
+ * is shorter than a flush moves its row once. A flush that may have been committed is sent again: the store answers
+ * `duplicate` then.
  */
 type Transition =
   | { type: 'start'; row: JobFence }
@@ -26,20 +28,28 @@ export interface TransitionDeps {
   flushed: (report: { rows: number; duration_ms: number; failed: boolean }) => void;
 }
 
-/** Their number is that of the slots; results are large, so few go in one statement. */
-const ROWS_MOST = 100;
+/** Their number is that of the slots. A row in a large statement costs half of one in a small one; results may be large. */
+const ROWS_MOST = 500;
+const BYTES_MOST = 4 * 1024 * 1024;
 /** A node keeps what is not answered; nobody else waits. */
 const COMMIT_WITHIN_MS = 24 * 3_600_000;
 
 export function openTransitions({ store, clock, flushed }: TransitionDeps): Transitions {
   const ends = new Set<Transition>();
+  const begun_ms = new WeakMap<Transition, number>();
   const batcher = new Batcher<Transition, ResultOutcome>({
     flush,
     ping: () => store.ping(),
     clock,
     flushed,
     max_rows: ROWS_MOST,
+    weigh: {
+      bytesOf: (item) => (item.type === 'finish' ? (item.row.result?.length ?? 0) : 0),
+      max_bytes: BYTES_MOST,
+    },
     max_waiting: 100_000,
+    // The first start of a burst would go alone, and all that follows it in the same turn would wait for its commit.
+    gather: () => new Promise((over) => void clock.after(0, over)),
   });
   return {
     get waiting() {
@@ -47,7 +57,8 @@ export function openTransitions({ store, clock, flushed }: TransitionDeps): Tran
     },
     jobs: () => [...ends].map(({ row }) => row.id),
     async add(transition) {
-      if (transition.type !== 'start') ends.add(transition);
+      if (transition.type === 'start') begun_ms.set(transition, clock.now_ms());
+      else ends.add(transition);
       try {
         return await batcher.add(transition, clock.now_ms() + COMMIT_WITHIN_MS);
       } finally {
@@ -61,12 +72,31 @@ export function openTransitions({ store, clock, flushed }: TransitionDeps): Tran
     const answers = new Map<Transition, ResultOutcome>();
     const note = (items: Transition[], outcomes: ResultOutcome[]) =>
       items.forEach((item, place) => answers.set(item, outcomes[place]!));
+    const ends = batch.filter((item) => item.type === 'finish');
+    const ended = new Map(ends.map((item) => [fenceText(item.row), item]));
     const starts = batch.filter((item) => item.type === 'start');
-    if (starts.length > 0) note(starts, await store.startJobs(starts.map(({ row }) => row)));
+    const apart = starts.filter(({ row }) => !ended.has(fenceText(row)));
+    if (apart.length > 0) note(apart, await store.startJobs(apart.map(({ row }) => row)));
     const requeues = batch.filter((item) => item.type === 'requeue');
     if (requeues.length > 0) note(requeues, await store.requeueJobs(requeues.map(({ row }) => row)));
-    const ends = batch.filter((item) => item.type === 'finish');
-    if (ends.length > 0) note(ends, await store.finishJobs(ends.map(({ row }) => row)));
+    if (ends.length > 0) {
+      const started = new Map(starts.map((item) => [fenceText(item.row), item]));
+      const rows = ends.map(({ row }) => {
+        const start = started.get(fenceText(row));
+        if (start === undefined) return row;
+        return { ...row, started_ago_ms: Math.max(0, Math.round(clock.now_ms() - begun_ms.get(start)!)) };
+      });
+      note(ends, await store.finishJobs(rows));
+    }
+    for (const item of starts) {
+      const end = ended.get(fenceText(item.row));
+      // Of an end that was refused it is not known whether the attempt was this one's.
+      if (end !== undefined) answers.set(item, answers.get(end) === 'accepted' ? 'accepted' : 'stale');
+    }
     return batch.map((item) => answers.get(item)!);
   }
+}
+
+function fenceText({ id, attempt, node, epoch }: JobFence): string {
+  return `${id} ${attempt} ${node} ${epoch}`;
 }

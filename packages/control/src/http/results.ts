@@ -44,7 +44,7 @@ export function createResults({ store, memory, clock, stall_ms }: ResultsDeps): 
       const erase_at = measure?.erase_at ?? null;
       const bytes = COPIES * (measure?.result_bytes ?? 0);
       if (bytes === 0 || answer.destroyed) return { result: null, erase_at };
-      if (memory.room(bytes) < 1) throw noMemory();
+      if (memory.room(bytes) === 0) throw noMemory();
       memory.take(bytes);
       const watch = cutStalled(answer, clock, stall_ms);
       answer.once('close', () => {

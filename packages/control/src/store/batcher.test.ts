@@ -73,6 +73,30 @@ describe('the batcher', () => {
     last().commit();
   });
 
+  test('a flush carries no more bytes than it may, but a row that is larger by itself', async () => {
+    const weigh = { bytesOf: (row: number) => row, max_bytes: 5 };
+    const { batcher, flights, last } = harness({ weigh });
+    const answers = [9, 2, 3, 1, 8].map((row) => batcher.add(row, LATE));
+    for (let flight = 0; flight < 4; flight++) {
+      last().commit();
+      await settled();
+    }
+    expect(flights.map(({ rows }) => rows)).toEqual([[9], [2, 3], [1], [8]]);
+    await Promise.all(answers);
+  });
+
+  test('the first row of a burst waits for those that follow at once, where it is to', async () => {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const { batcher, flights, last } = harness({ gather: () => promise });
+    const answers = [1, 2, 3].map((row) => batcher.add(row, LATE));
+    expect(flights).toEqual([]);
+    resolve();
+    await settled();
+    expect(flights.map(({ rows }) => rows)).toEqual([[1, 2, 3]]);
+    last().commit();
+    expect(await Promise.all(answers)).toEqual([10, 20, 30]);
+  });
+
   test('a flush carries no more rows than it may', async () => {
     const { batcher, flights, last } = harness({ max_rows: 2 });
     const answers = [1, 2, 3, 4, 5].map((row) => batcher.add(row, LATE));

@@ -4,7 +4,8 @@ import { failureKind } from './failure.ts';
 
 /**
  * Rows that many callers add one by one, written together: a flush takes whatever queued while the last one was in
- * flight. There is no timer, so a lone row waits for nothing, and under load a statement carries hundreds.
+ * flight. There is no timer (unless it is asked to `gather`), so a lone row waits for nothing, and under load a statement
+ * carries hundreds.
  *
  *     idle ──add──▶ flushing ──committed──▶ flushing what queued meanwhile, or idle
  *                      │  ▲
@@ -24,7 +25,11 @@ export interface BatcherOptions<Row, Result> {
   ping(): Promise<void>;
   clock: Clock;
   max_rows?: number;
+  /** What a row brings along, and how much of that goes in one flush; a row that is larger goes alone. */
+  weigh?: { bytesOf(row: Row): number; max_bytes: number };
   max_waiting?: number;
+  /** The first row of a burst waits for this, where those that follow at once are to be in the same flush. */
+  gather?(): Promise<void>;
   flushed?(report: { rows: number; duration_ms: number; failed: boolean }): void;
 }
 
@@ -124,6 +129,8 @@ export class Batcher<Row, Result> {
   }
 
   async #run(): Promise<void> {
+    const options = this.#options;
+    if (options.gather !== undefined && this.#failures === 0) await options.gather();
     while (this.#queue.length > 0 || (this.#failures > 0 && !this.#closed)) {
       try {
         await this.#flushNext();
@@ -145,7 +152,7 @@ export class Batcher<Row, Result> {
   /** @throws what is transient, having put back what is still to be written */
   async #flushNext(): Promise<void> {
     if (this.#queue.length === 0) return this.#options.ping();
-    this.#flying = this.#queue.splice(0, this.#max_rows);
+    this.#flying = this.#queue.splice(0, this.#nextCount());
     try {
       await this.#flush(this.#flying).catch((error: unknown) => {
         if (failureKind(error) === 'transient') throw error;
@@ -157,6 +164,19 @@ export class Batcher<Row, Result> {
     } finally {
       this.#flying = [];
     }
+  }
+
+  #nextCount(): number {
+    const { weigh } = this.#options;
+    const most = Math.min(this.#queue.length, this.#max_rows);
+    if (weigh === undefined) return most;
+    let bytes = weigh.bytesOf(this.#queue[0]!.row);
+    let count = 1;
+    for (; count < most; count++) {
+      bytes += weigh.bytesOf(this.#queue[count]!.row);
+      if (bytes > weigh.max_bytes) break;
+    }
+    return count;
   }
 
   /** @param error of all rows together; the fault of a row that was alone */

@@ -98,8 +98,21 @@ export type Acceptance = { accepted: string } | { existing: string } | { conflic
 export interface ClaimRequest {
   replica: string;
   /** Free slots. Lanes that share a pool's slots go into one request, whose `limit` is the pool's free slots. */
-  lanes: { lane: string; node: string; epoch: number; free: number }[];
+  lanes: ClaimedLane[];
   limit: number;
+  /** Of all requests together; the first job comes however large it is. Absent: as many as there are. */
+  bytes_most?: number;
+}
+export interface ClaimedLane {
+  lane: string;
+  node: string;
+  epoch: number;
+  free: number;
+  /**
+   * Jobs with a smaller order key are passed over. What was claimed stays in the index until it is cleaned up, and who
+   * knows where the line begins does not have to walk past it. Absent: the line is read from its beginning.
+   */
+  from_order_key?: number;
 }
 export interface JobFence {
   id: string;
@@ -177,6 +190,8 @@ export interface Finish extends JobFence, Story {
   usage: UsageRecord | null;
   /** The tokens of its usage row are a guess that the node's word may still replace. */
   provisional: boolean;
+  /** So long ago the attempt was started, where its start comes with its end. */
+  started_ago_ms?: number;
 }
 
 /** What a node says that an attempt has used. */

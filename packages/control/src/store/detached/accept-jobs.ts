@@ -9,7 +9,7 @@ import { NOW_MS, prepared, type Sql } from '../sql.ts';
 const insert = prepared(
   'accept-jobs',
   `with input as materialized (
-     select * from jsonb_to_recordset($1::jsonb) as r (
+     select * from json_to_recordset($1::json) as r (
        id text, kind text, replica text, key text, model text, operation text, request_id text, lane text,
        order_key bigint, priority bigint, metadata jsonb, request text, retention_ms bigint, on_node_loss text,
        max_attempts bigint, queue_timeout_ms bigint, run_timeout_ms bigint, idempotency jsonb, traceparent text,
@@ -35,7 +35,7 @@ const insert = prepared(
 const look = prepared(
   'accept-jobs-look',
   `select input.id, j.id as found, j.id = input.id or j.body_hash = input.body_hash as same
-   from jsonb_to_recordset($1::jsonb) as input (id text, key text, idempotency_key text, body_hash text)
+   from json_to_recordset($1::json) as input (id text, key text, idempotency_key text, body_hash text)
    join jobs j on j.id = input.id
      or (j.idempotency_key = input.idempotency_key and j.key is not distinct from input.key)`,
 );

@@ -1,12 +1,12 @@
 import type { JobFence, ResultOutcome } from '@flotilla/core';
 import { NOW_MS, prepared, type Sql } from '../sql.ts';
-import { FENCE_TYPES, HELD, moveJobs } from './fence.ts';
+import { FENCE_TYPES, heldWith, moveJobs } from './fence.ts';
 
 const statement = prepared(
   'start-jobs',
   `with now as materialized (select ${NOW_MS} as ms),
-   input as materialized (select * from jsonb_to_recordset($1::jsonb) as r (${FENCE_TYPES})),
-   ${HELD},
+   input as materialized (select * from json_to_recordset($1::json) as r (${FENCE_TYPES})),
+   ${heldWith()},
    moved as (
      update jobs j
      set state = 'running', started_at = now.ms, deadline_at = now.ms + j.run_timeout_ms
