@@ -220,7 +220,7 @@ function reportOf(found: Found | null, decided: Decided[], stage: Stage): Report
       `${HEARTBEAT_MS / 1000} s and a little), to one control plane on PostgreSQL; nodes and credentials were put into the database, ` +
       `since enrolment is not what is measured. FLOTILLA_CONNECTION_LIMIT is ${CLIENTS_MOST} above the number of nodes: its default, 10,000, would leave no socket for a client. Rows are PostgreSQL’s own counts (pg_stat_user_tables) over the window; two ` +
       'tables are written whatever happens: node_liveness, where the time at which nodes were last heard of is flushed for all of ' +
-      'them in one statement every 5 s, and replicas, one row a second. Processor time and memory are of the control plane’s ' +
+      'them in one statement every five minutes, and replicas, one row a second. Processor time and memory are of the control plane’s ' +
       'process. In a storm all links are lost at once, and every node dials again by the daemon’s rule (first within a random ' +
       'second, then up to 1, 2, 4, 5 s). Fenced is who would have stopped its work by its own clock; offline is who was ever taken ' +
       'for dead. Placement is the pure rule, in the bench’s process. ' +

@@ -92,6 +92,27 @@ export function nodesSuite(subject: Subject): void {
       expect([(await find(a))?.last_seen_at, (await find(b))?.last_seen_at]).toEqual([50, 60]);
     });
 
+    test('a transition takes last seen along, forward only, and leaves it where it does not say', async () => {
+      const [node] = (await enrolNodes(subject.store, 1)) as [string];
+      await subject.store.takeEpochs('rep_a', [node]);
+      const change = { id: node, epoch: 1, state: 'online' as const, close_reason: null, at: 1 };
+      const seen = async (last_seen_at?: number | null) => {
+        await subject.store.saveNodeStates([
+          { ...change, ...(last_seen_at !== undefined && { last_seen_at }) },
+        ]);
+        return (await find(node))?.last_seen_at;
+      };
+      expect([await seen(null), await seen(50), await seen(40), await seen(null), await seen()]).toEqual([
+        null,
+        50,
+        50,
+        50,
+        50,
+      ]);
+      await subject.store.saveNodeStates([{ ...change, epoch: 0, last_seen_at: 60 }]);
+      expect((await find(node))?.last_seen_at).toBe(50);
+    });
+
     test('replicas that flush the same nodes in opposite orders do not wait for each other for ever', async () => {
       const nodes = await enrolNodes(subject.store, 30);
       const seen = nodes.map((id) => ({ id, at: 0 }));

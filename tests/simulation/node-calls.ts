@@ -60,6 +60,7 @@ const saveNodeStates = call(
       state: fc.constantFrom('online', 'suspect', 'offline'),
       close_reason: fc.constantFrom(null, 'cut'),
       health: fc.constantFrom(undefined, [], [{ backend: 'b', health: 'down' }]),
+      last_seen_at: fc.oneof(fc.constantFrom(undefined, null), at),
       at,
     }),
   ),

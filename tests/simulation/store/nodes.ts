@@ -74,7 +74,7 @@ export function takeEpochs(tables: Tables, replica: string, nodes: string[]): Ma
 export function saveNodeStates(tables: Tables, changes: NodeStateChange[]): void {
   const last = lastOfEach(changes).filter(({ id }) => tables.nodes.has(id));
   if (last.length > 0) tables.fleet += 1;
-  for (const { id, epoch, state, close_reason, at, health } of last) {
+  for (const { id, epoch, state, close_reason, at, last_seen_at, health } of last) {
     const node = tables.nodes.get(id)!;
     if (node.epoch !== epoch || node.state === 'revoked') continue;
     tables.nodes.set(id, {
@@ -82,10 +82,16 @@ export function saveNodeStates(tables: Tables, changes: NodeStateChange[]): void
       state,
       close_reason,
       changed_at: at,
+      last_seen_at: latest(node.last_seen_at, last_seen_at ?? null),
       health: health ?? node.health,
       moved: tables.fleet,
     });
   }
+}
+
+/** As `greatest` does it: of what is null there is nothing. */
+function latest(a: number | null, b: number | null): number | null {
+  return a === null || b === null ? (a ?? b) : Math.max(a, b);
 }
 
 export function saveDescriptors(tables: Tables, changes: DescriptorChange[]): void {

@@ -49,7 +49,8 @@ export interface ConnectionDeps {
   watch: Watch;
   states: LatestWriter<NodeStateChange>;
   descriptors: LatestWriter<DescriptorChange>;
-  seen(node: FleetNode): void;
+  /** A node was heard of. */
+  seen(): void;
   beat(): void;
   /** A node's own count of its work differed from ours. */
   differed(): void;
@@ -294,7 +295,7 @@ export function createConnections(deps: ConnectionDeps): Connections {
   function heard(node: FleetNode): void {
     node.last_seen_at = clock.wall_ms();
     forgetFailures(node, clock.now_ms());
-    deps.seen(node);
+    deps.seen();
     watch.touch(node);
   }
 
@@ -333,6 +334,7 @@ export function createConnections(deps: ConnectionDeps): Connections {
       state,
       close_reason: state === 'online' ? null : reason,
       at: clock.wall_ms(),
+      last_seen_at: node.last_seen_at,
       ...(deps.shared && { health: [...node.health.values()] }),
     });
   }

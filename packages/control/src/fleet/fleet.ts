@@ -114,7 +114,11 @@ export interface FleetDeps {
   differed(): void;
 }
 
-const SEEN_FLUSH_MS = 5000;
+/**
+ * A node's transitions carry when it was last heard of. In between only this replica knows, and tells who asks; what the
+ * store says is no older than this where the replica dies without a goodbye.
+ */
+const SEEN_FLUSH_MS = 5 * 60_000;
 const BRAKE_ALARM = 'More than half of the nodes fell silent together: requeueing is held back.';
 
 export function createFleet(deps: FleetDeps): Fleet {
@@ -138,7 +142,8 @@ export function createFleet(deps: FleetDeps): Fleet {
     'descriptors',
   );
   const epochs = createEpochs(store, replica);
-  const seen = new Map<string, number>();
+  /** Who was heard of after this, by `now_ms`, is flushed with the next. */
+  let seen_flushed_ms = -Infinity;
   let seen_timer: Timer | null = null;
   let brake: Brake = RELEASED;
   let closing = false;
@@ -167,8 +172,7 @@ export function createFleet(deps: FleetDeps): Fleet {
     watch,
     states,
     descriptors,
-    seen: (node) => {
-      seen.set(node.id, node.last_seen_at!);
+    seen: () => {
       seen_timer ??= clock.after(SEEN_FLUSH_MS, () => void flushSeen());
     },
     beat: () => deps.beat(),
@@ -525,16 +529,22 @@ export function createFleet(deps: FleetDeps): Fleet {
 
   async function flushSeen(): Promise<void> {
     seen_timer = null;
-    const rows = [...seen].map(([id, at]) => ({ id, at }));
-    seen.clear();
-    await store
-      .flushSeen(rows)
-      .catch((error: unknown) => log.debug({ err: error }, 'last_seen_at was not flushed'));
+    const now_ms = clock.now_ms();
+    const rows: { id: string; at: number }[] = [];
+    for (const { id, liveness, last_seen_at: at } of roster.all()) {
+      if (at !== null && (liveness.last_beat_ms ?? -Infinity) > seen_flushed_ms) rows.push({ id, at });
+    }
+    try {
+      await store.flushSeen(rows);
+      seen_flushed_ms = now_ms;
+    } catch (error) {
+      log.debug({ err: error }, 'last_seen_at was not flushed');
+    }
   }
 
   async function close(): Promise<void> {
     closing = true;
-    // First, since a node whose link goes away is waited for.
+    // First, since a node whose link goes away is waited for. When it was last heard of is written with that.
     for (const node of roster.all()) node.link?.close(CLOSE.goingAway);
     seen_timer?.cancel();
     watch.close();
@@ -544,7 +554,6 @@ export function createFleet(deps: FleetDeps): Fleet {
       node.credential_timer?.cancel();
       for (const timer of node.away) timer.cancel();
     }
-    await flushSeen();
     await Promise.all([states.close(), descriptors.close()]);
   }
 }

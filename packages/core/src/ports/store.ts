@@ -66,7 +66,7 @@ export interface Store extends DetachedJobs, ModelDiscoveries, Upstreams, Shared
   saveDescriptors(changes: DescriptorChange[]): Promise<void>;
   /** Liveness transitions; each only where `epoch` is still the node's. One statement for all. */
   saveNodeStates(changes: NodeStateChange[]): Promise<void>;
-  /** `last_seen_at` of all nodes heard from, in one statement. */
+  /** `last_seen_at` of all nodes heard from, in one statement; it only moves forward. */
   flushSeen(seen: { id: string; at: number }[]): Promise<void>;
 
   /**
@@ -238,6 +238,8 @@ export interface NodeStateChange {
   state: NodeState;
   close_reason: string | null;
   at: number;
+  /** When the node was last heard of; an earlier time than the one that is there, or none, leaves that. */
+  last_seen_at?: number | null;
   /** As the node told it last, for other replicas; absent: as it was. */
   health?: BackendHealth[];
 }
