@@ -18,8 +18,6 @@ const NODES = 10_000;
 const QUICK_NODES = 500;
 const MODELS = 1000;
 const HEARTBEAT_MS = 5000;
-/** Nodes and clients share one limit of sockets, by default 10,000. */
-const CLIENTS_MOST = 2000;
 /** Statistics of PostgreSQL reach their views within so long. */
 const STATISTICS_MS = 1500;
 
@@ -54,9 +52,7 @@ export const fleet: Scenario = {
     const decided = decide(stage.quick ? 5000 : 100_000);
     if (stage.place.database_url === undefined) return reportOf(null, decided, stage);
     const nodes = stage.quick ? QUICK_NODES : NODES;
-    const world = await openFlotilla(stage.place, 'postgres', {
-      env: { FLOTILLA_CONNECTION_LIMIT: String(nodes + CLIENTS_MOST) },
-    });
+    const world = await openFlotilla(stage.place, 'postgres');
     const database = new pg.Client({ connectionString: world.database_url });
     await database.connect();
     const swarm = await startServer('nodes/swarm.ts', {
@@ -218,7 +214,7 @@ function reportOf(found: Found | null, decided: Decided[], stage: Stage): Report
     about:
       `A process of the bench holds ${(found?.nodes ?? NODES).toLocaleString('en')} real links, each beating as the daemon does (every ` +
       `${HEARTBEAT_MS / 1000} s and a little), to one control plane on PostgreSQL; nodes and credentials were put into the database, ` +
-      `since enrolment is not what is measured. FLOTILLA_CONNECTION_LIMIT is ${CLIENTS_MOST} above the number of nodes: its default, 10,000, would leave no socket for a client. Rows are PostgreSQL’s own counts (pg_stat_user_tables) over the window; two ` +
+      `since enrolment is not what is measured. Rows are PostgreSQL’s own counts (pg_stat_user_tables) over the window; two ` +
       'tables are written whatever happens: node_liveness, where the time at which nodes were last heard of is flushed for all of ' +
       'them in one statement every five minutes, and replicas, one row a second. Processor time and memory are of the control plane’s ' +
       'process. In a storm all links are lost at once, and every node dials again by the daemon’s rule (first within a random ' +

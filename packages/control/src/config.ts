@@ -229,7 +229,7 @@ export const controlSettings = z.strictObject({
   connection_limit: setting(
     whole(1, 1_000_000).default(10_000),
     ['FLOTILLA_CONNECTION_LIMIT'],
-    'Sockets open at once, nodes and clients together; keep it below the limit of open files.',
+    'Sockets of clients open at once. A node that is linked has one besides; keep both together below the limit of open files.',
   ),
   job_retention_days: setting(
     days.default(30),

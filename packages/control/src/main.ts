@@ -54,6 +54,12 @@ const BURIED =
   'This control plane was out of touch with its database for so long that another one has taken its place. ' +
   'Its nodes and jobs are with the others by now, so it stops; start it again.';
 
+/**
+ * Connections that wait to be accepted: as many nodes may dial in the same second. What finds no place is dialled again by
+ * the kernel of its machine after 1, 3, 7 s, which is longer than all else of a storm. Systems have a limit of their own
+ * (Linux `net.core.somaxconn`, 4096), and take the lower one.
+ */
+const BACKLOG = 16_384;
 /** Answers that are still going out when the server closes get this long. */
 const LAST_ANSWERS_MS = 2000;
 /** A process that stops while its store is away does not stay for it: all that still waits for it has this long, together. */
@@ -278,7 +284,7 @@ async function openShared(
 
 async function listen(app: FastifyInstance, { host, port }: ControlConfig): Promise<void> {
   try {
-    await app.listen({ host, port });
+    await app.listen({ host, port, backlog: BACKLOG });
   } catch (error) {
     throw asStartError(error, host, port);
   }

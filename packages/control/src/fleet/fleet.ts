@@ -63,17 +63,21 @@ export interface Fleet {
   revoke(id: string): Promise<NodeView | undefined>;
   /** @throws FlotillaError `conflict` while the node is connected */
   forget(id: string): Promise<boolean>;
-  /** `GET /node/v1/link`: authenticates by the node's credential; it is refused in HTTP, or becomes a link. */
+  /**
+   * `GET /node/v1/link`: authenticates by the node's credential; it is refused in HTTP, or becomes a link.
+   * @param linked called once the node is registered on it
+   */
   upgrade(
     request: IncomingMessage,
     socket: Duplex,
     head: Buffer,
     refuse: (error: FlotillaError) => void,
+    linked: () => void,
   ): void;
   /** Whose credential this is. @throws FlotillaError `unauthorized`, `revoked`, `unavailable` */
   peer(credential: string): NodePeer;
-  /** That node has opened a socket; it is refused there, or becomes a link. */
-  join(peer: NodePeer, ws: LinkSocket, socket: Corkable): Promise<void>;
+  /** That node has opened a socket; it is refused there, or becomes a link. @returns whether it became one */
+  join(peer: NodePeer, ws: LinkSocket, socket: Corkable): Promise<boolean>;
   /** Another replica is no more. */
   died(replica: string): void;
   /** This replica's row moves again after it stood still for H. */
@@ -404,6 +408,7 @@ export function createFleet(deps: FleetDeps): Fleet {
     socket: Duplex,
     head: Buffer,
     refuseWith: (error: FlotillaError) => void,
+    linked: () => void,
   ): void {
     const refuse = (code: FlotillaError['code'], message: string) =>
       refuseWith(new FlotillaError(code, message));
@@ -425,7 +430,9 @@ export function createFleet(deps: FleetDeps): Fleet {
       ws.on('error', (error) =>
         log.warn({ node: found.node.id, reason: error.message }, 'A node link sent what cannot be read.'),
       );
-      void join(found, ws, socket);
+      void join(found, ws, socket).then((joined) => {
+        if (joined) linked();
+      });
     });
     server.off('wsClientError', misshaped);
   }
@@ -450,7 +457,7 @@ export function createFleet(deps: FleetDeps): Fleet {
     return { node: found.node, credential: hash };
   }
 
-  async function join(found: NodePeer, ws: LinkSocket, socket: Corkable): Promise<void> {
+  async function join(found: NodePeer, ws: LinkSocket, socket: Corkable): Promise<boolean> {
     const { heartbeat_ms } = timings;
     const registration = await takeRegistration(
       { clock, log, epochs, replica, heartbeat_ms, inUseElsewhere },
@@ -458,12 +465,14 @@ export function createFleet(deps: FleetDeps): Fleet {
       ws,
       socket,
     );
-    if (registration === undefined) return;
+    if (registration === undefined) return false;
     try {
       accept(found, registration);
+      return true;
     } catch (error) {
       log.warn({ node: found.node.id, error }, 'A node was admitted, and could not be taken up.');
       ws.terminate();
+      return false;
     }
   }
 

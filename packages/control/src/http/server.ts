@@ -221,9 +221,18 @@ export function createHttpServer(deps: HttpDeps): FastifyInstance {
       void deps.slowdown.refused(addressOf(request)).then(answer);
     };
     if (path === ROUTES.link.path && request.method === ROUTES.link.method)
-      deps.fleet.upgrade(request, socket, head, refuse);
+      deps.fleet.upgrade(request, socket, head, refuse, () => setApart(app.server, socket));
     else refuse(new FlotillaError('not_found', `Only ${ROUTES.link.path} can be upgraded.`));
   }
+}
+
+/** A linked node's socket is none of those that clients have between them. */
+function setApart(server: Server, socket: Duplex): void {
+  if (socket.destroyed) return;
+  server.maxConnections += 1;
+  socket.once('close', () => {
+    server.maxConnections -= 1;
+  });
 }
 
 /** How the port is opened: the same limits with TLS and without. */
