@@ -102,6 +102,8 @@ const ACCEPT_WITHIN_MS = 15_000;
 /** In one statement: a whole batch, of small requests. */
 const ACCEPTED_MOST = 1000;
 const ACCEPTED_BYTES_MOST = 4 * 1024 * 1024;
+/** Of the jobs that this process has to do with, at one look for ends that no hint told of: there may be 100,000. */
+const LOOKED_AT_MOST = 2000;
 const MAX_ATTEMPTS = 3;
 const RETRY_MS = 2000;
 
@@ -159,6 +161,8 @@ export function startDetached(deps: DetachedDeps): Detached {
       }),
   });
   let held_back = false;
+  /** How far the looks for ends that no hint told of have come. */
+  let looked_at = 0;
   const returns = createReturns({
     clock,
     log,
@@ -195,7 +199,13 @@ export function startDetached(deps: DetachedDeps): Detached {
     log,
     store,
     expired: ({ usage }) => held.stop(usage),
-    learnEnds: () => reservations.learn(new Set([...reservations.jobs(), ...held.jobs.keys()])),
+    learnEnds(of_all) {
+      const open = [...new Set([...reservations.jobs(), ...held.jobs.keys()])];
+      if (of_all) return reservations.learn(open);
+      const from = looked_at < open.length ? looked_at : 0;
+      looked_at = from + LOOKED_AT_MOST;
+      return reservations.learn(open.slice(from, looked_at));
+    },
     ready: (lane, order_key, priority) => ready.found(lane, order_key, priority),
     wake: () => claims.wake(),
     spared: async () => [...transitions.jobs(), ...(await returns.spared())],

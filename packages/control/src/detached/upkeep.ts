@@ -12,8 +12,11 @@ export interface UpkeepDeps {
   log: Log;
   store: Pick<Store, 'expireJobs' | 'readyJobs' | 'readyLanes' | 'eraseBodies' | 'nextDue'>;
   expired(end: EndedJob): void;
-  /** Finds out which jobs have ended without this process hearing of it, and tells of them. */
-  learnEnds(): Promise<void>;
+  /**
+   * Finds out which jobs have ended without this process hearing of it, and tells of them.
+   * @param of_all else of some, the next ones with each call
+   */
+  learnEnds(of_all: boolean): Promise<void>;
   ready(lane: string, order_key: number, priority: number): void;
   /** Lanes have become ready. */
   wake(): void;
@@ -103,7 +106,7 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
         slow_at_ms = clock.now_ms() + SLOW_LOOK_MS;
         await deps.sweepNodes();
         // What another replica ended is told by a hint, or found here.
-        in_doubt ||= deps.shared;
+        if (deps.shared) await deps.learnEnds(false);
       }
       // After it: what was lost with a node is ready now.
       if (readied || slow || deps.shared) await findLanes();
@@ -128,7 +131,7 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
   async function learn(): Promise<void> {
     if (!in_doubt) return;
     in_doubt = false;
-    await deps.learnEnds();
+    await deps.learnEnds(true);
   }
 
   async function readyAgain(): Promise<boolean> {

@@ -64,6 +64,8 @@ export function createHeldJobs(deps: {
 }): HeldJobs {
   const { clock, dispatcher, tell } = deps;
   const held = new Map<string, Map<string, Held>>();
+  /** The same by owner and stream: a credit names nothing else, and there is one for each piece of an answer. */
+  const streams = new Map<string, Map<number, Held>>();
   return { begin, hold, find, stop, forget, credit, verdict, holds, letGo, broken, died };
 
   function begin(owner: string, channel: Channel, offer: PeerOffer, spot: ModelSpot, body: Uint8Array): void {
@@ -93,13 +95,14 @@ export function createHeldJobs(deps: {
       owner,
       job,
       number: offer.attempt,
-      stream: offer.stream,
+      stream: 0,
       out,
       ended: false,
       broken_ms: 0,
     };
     const of_owner = held.get(owner) ?? new Map<string, Held>();
     held.set(owner, of_owner.set(job.id, one));
+    putOn(offer.stream, one);
     return one;
   }
 
@@ -237,15 +240,20 @@ export function createHeldJobs(deps: {
     return one?.number === of.attempt ? one : undefined;
   }
 
-  function byStream(owner: string, stream: number): Held | undefined {
-    for (const one of held.get(owner)?.values() ?? []) if (one.stream === stream) return one;
-    return undefined;
+  /** @param stream 0: none */
+  function putOn(stream: number, one: Held): void {
+    const of_owner = streams.get(one.owner) ?? new Map<number, Held>();
+    streams.set(one.owner, of_owner);
+    if (of_owner.get(one.stream) === one) of_owner.delete(one.stream);
+    one.stream = stream;
+    if (stream !== 0) of_owner.set(stream, one);
   }
 
   function forget(owner: string, job: string): void {
     const one = held.get(owner)?.get(job);
     if (one === undefined) return;
     deps.channelOf(owner)?.detach(one.stream);
+    putOn(0, one);
     held.get(owner)!.delete(job);
     deps.memory.give(one.job.request.body.byteLength);
   }
@@ -256,7 +264,7 @@ export function createHeldJobs(deps: {
   }
 
   function credit(owner: string, stream: number, acked_offset: number): void {
-    const one = byStream(owner, stream);
+    const one = streams.get(owner)?.get(stream);
     const attempt = one?.job.current ?? null;
     if (one === undefined || attempt === null) return;
     // What its client has, no other attempt can repeat.
@@ -277,7 +285,10 @@ export function createHeldJobs(deps: {
 
   function broken(owner: string): void {
     const broken_ms = clock.now_ms();
-    for (const one of held.get(owner)?.values() ?? []) Object.assign(one, { stream: 0, broken_ms });
+    for (const one of held.get(owner)?.values() ?? []) {
+      putOn(0, one);
+      one.broken_ms = broken_ms;
+    }
     if ((held.get(owner)?.size ?? 0) === 0) return;
     clock.after(DROP_AFTER_MS, () => {
       for (const one of [...(held.get(owner)?.values() ?? [])]) {
@@ -293,7 +304,7 @@ export function createHeldJobs(deps: {
   ): void {
     const one = find(owner, said);
     if (one === undefined) return;
-    one.stream = said.stream;
+    putOn(said.stream, one);
     const kept = said.keep && channel.attach(said.stream, one.out, said);
     if (!kept) stop(one, 'Its owner has given it up.');
   }
@@ -311,5 +322,6 @@ export function createHeldJobs(deps: {
   function died(owner: string): void {
     for (const one of [...(held.get(owner)?.values() ?? [])]) stop(one, 'Its client’s replica is no more.');
     held.delete(owner);
+    streams.delete(owner);
   }
 }
