@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import type { Random } from '@flotilla/core';
 import { CREDENTIAL_PREFIX } from '@flotilla/protocol';
 
@@ -16,5 +16,5 @@ export function makeCredential(kind: CredentialKind, random: Random): string {
  * hash, and the hash is the look-up key. An admin key that a person chose is held to 32 characters for the same reason.
  */
 export function hashCredential(credential: string): string {
-  return createHash('sha256').update(credential).digest('hex');
+  return hash('sha256', credential, 'hex');
 }

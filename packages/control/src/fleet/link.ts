@@ -1,4 +1,12 @@
-import { type Clock, OutStream, Outbox, type ReceiveWindow, receiveWindow, received } from '@flotilla/core';
+import {
+  ACK_EVERY_BYTES,
+  type Clock,
+  OutStream,
+  Outbox,
+  type ReceiveWindow,
+  receiveWindow,
+  received,
+} from '@flotilla/core';
 import {
   type ControlMessage,
   type ControlMessageOf,
@@ -99,6 +107,8 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
   let next_stream = 1;
   let taken: ReceiveWindow = receiveWindow();
   const attempts = new Map<number, Attempt>();
+  /** Of each stream, how much of its answer the node was last told to be handed on. */
+  const told = new Map<number, number>();
   const outbox = new Outbox(corked(ws, socket), () => clock.now_ms());
 
   const link: Link = {
@@ -118,9 +128,15 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
       if (attempt.stream === 0) return;
       outbox.detach(attempt.stream);
       attempts.delete(attempt.stream);
+      told.delete(attempt.stream);
       attempt.stream = 0;
     },
-    credit: (stream, acked_offset) => link.send({ type: 'stream.credit', stream, acked_offset }),
+    credit(stream, acked_offset) {
+      // As the node does: most answers end before one is due, and `result.ack` is the last word of them.
+      if (acked_offset - (told.get(stream) ?? 0) < ACK_EVERY_BYTES) return;
+      told.set(stream, acked_offset);
+      link.send({ type: 'stream.credit', stream, acked_offset });
+    },
     roundTrip(rtt_ms) {
       link.rtt_ms = rtt_ms;
       outbox.roundTrip(rtt_ms, heartbeat_ms);
@@ -189,6 +205,7 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
     const stream = next_stream++;
     attempt.stream = stream;
     attempts.set(stream, attempt);
+    told.set(stream, attempt.credited);
     return stream;
   }
 
@@ -260,6 +277,7 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
     open = false;
     for (const attempt of attempts.values()) attempt.stream = 0;
     attempts.clear();
+    told.clear();
     outbox.close();
     events.closed(reason);
   }

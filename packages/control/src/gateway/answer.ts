@@ -145,7 +145,7 @@ export class Answer implements JobSink {
       return this.#scan.done ? null : 'the stream ended without `[DONE]`';
     }
     if (this.#streaming && result.status < 300) return 'the backend did not answer with an event stream';
-    if (result.status < 300 && this.#phase === 'holding' && !isJson(Buffer.concat(this.#held))) {
+    if (result.status < 300 && this.#phase === 'holding' && !isJson(this.#whole())) {
       return 'the answer is not JSON';
     }
     return null;
@@ -173,7 +173,7 @@ export class Answer implements JobSink {
       return this.#unrecorded(end, from);
     }
     if (from === 'holding') {
-      const body = this.#held.length === 1 ? this.#held[0]! : Buffer.concat(this.#held);
+      const body = this.#whole();
       if (this.#commented) return this.#tellInStream(body);
       return this.#client.answer(
         this.#status,
@@ -290,6 +290,12 @@ export class Answer implements JobSink {
     const last = this.#held.pop()!;
     for (const piece of this.#held) this.#client.write(piece, false);
     this.#held = [last];
+  }
+
+  /** What is held, as one piece, which it stays: it is read, and then sent. */
+  #whole(): Uint8Array {
+    if (this.#held.length !== 1) this.#held = [Buffer.concat(this.#held)];
+    return this.#held[0]!;
   }
 
   /** The last piece stays until the record is committed. */
