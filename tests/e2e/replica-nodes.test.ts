@@ -33,11 +33,10 @@ describe.skipIf(NATS_URL === undefined)('at two replicas (they need PostgreSQL a
     return { link, epoch };
   };
   const viewOn = (plane: Plane, id: string) => plane.get<NodeView>(`/api/v1/nodes/${id}`);
-  /** The first shows what only the one with its link can know. */
   const knownElsewhere = (id: string) =>
-    until('the first knows where it is', async () => {
-      const view = await viewOn(first, id);
-      return view.state === 'online' && view.connected_at !== null;
+    until('the first knows that the second has it', async () => {
+      const { replica } = await viewOn(first, id);
+      return replica !== null && replica === (await viewOn(second, id)).replica;
     });
   const refusalOf = async (link: RawLink) => {
     const { code } = await link.closed;
@@ -71,7 +70,7 @@ describe.skipIf(NATS_URL === undefined)('at two replicas (they need PostgreSQL a
     ] as const) {
       const { link } = await joined(plane, credential, rawRegistration('again', epoch));
       link.beats(500);
-      await until('it is linked there', async () => (await viewOn(plane, id)).connected_at !== null);
+      await until('it is linked there', async () => (await plane.linked()).includes(id));
     }
     expect((await before.link.closed).code).not.toBe(4003);
   });
@@ -142,7 +141,7 @@ describe.skipIf(NATS_URL === undefined)('at two replicas (they need PostgreSQL a
     link.ws.pause();
     const next = await joined(first, credential, rawRegistration('hung', { boot_id: 'boot-next' }));
     next.link.beats(500);
-    expect((await viewOn(first, id)).connected_at).not.toBeNull();
+    expect(await first.linked()).toContain(id);
     link.close();
 
     const far = await enrolRawNode(world, 'far');

@@ -149,8 +149,7 @@ describe.skipIf(NATS_URL === undefined)('two replicas (they need PostgreSQL and 
       way.restore();
       write(chatChunk('two'));
       await until(`it is linked to the ${to === first ? 'first' : 'second'}`, async () => {
-        const view = await to.get<{ connected_at: string | null }>(`/api/v1/nodes/${node.id}`);
-        return view.connected_at !== null;
+        return (await to.linked()).includes(node.id);
       });
       write(chatChunk('three'));
       end();
@@ -332,10 +331,7 @@ describe.skipIf(NATS_URL === undefined)('two replicas (they need PostgreSQL and 
     second.program().signal('SIGKILL');
     way.lead(first.port);
     write(chatChunk('two'));
-    await until('it is linked to the first', async () => {
-      const view = await first.get<{ connected_at: string | null }>(`/api/v1/nodes/${node.id}`);
-      return view.connected_at !== null;
-    });
+    await until('it is linked to the first', async () => (await first.linked()).includes(node.id));
     end();
     for (let part = await reader.read(); !part.done; part = await reader.read()) seen += part.value;
     expect(seen).toBe(chatChunk('one') + chatChunk('two') + DONE);

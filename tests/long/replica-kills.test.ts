@@ -1,7 +1,6 @@
 import type { ServerResponse } from 'node:http';
 import { setTimeout as pause } from 'node:timers/promises';
 import { RECONNECT_FIRST_AFTER_MS, STREAM_WAIT_MS } from '@flotilla/core';
-import type { NodeView } from '@flotilla/protocol';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { NATS_URL } from '../support/nats.ts';
 import { callsByNumber, numberedJobs, overlaps, tellNumber } from '../support/numbered-jobs.ts';
@@ -224,10 +223,7 @@ async function kill(
   return attached;
 }
 
-async function linkedTo(plane: Plane): Promise<string[]> {
-  const reply = await plane.get<{ data: NodeView[] }>('/api/v1/nodes').catch(() => undefined);
-  return (reply?.data ?? []).flatMap(({ id, connected_at }) => (connected_at === null ? [] : [id]));
-}
+const linkedTo = (plane: Plane): Promise<string[]> => plane.linked().catch(() => []);
 
 /** Tells the job's number, after a while that differs: most are short, some outlive the replica that gave them out. */
 async function answerNumber(request: SeenRequest, response: ServerResponse): Promise<void> {

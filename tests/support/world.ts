@@ -46,6 +46,8 @@ export interface Plane {
     body: Record<string, unknown>,
     init?: Omit<RequestInit, 'headers'> & { key?: string; headers?: Record<string, string> },
   ): Promise<Response>;
+  /** The ids of the nodes whose links it has, of several replicas. */
+  linked(): Promise<string[]>;
   /** @param more settings that it has from then on */
   restart(more?: Record<string, string>): Promise<void>;
 }
@@ -223,6 +225,11 @@ async function startPlane(start: Start, settings: Record<string, string>, port: 
     output: () => runs.map((program) => program.output()).join(''),
     get: (path, key) => send('GET', path, undefined, key),
     send,
+    async linked() {
+      const { replica } = await send<{ replica: string }>('GET', '/readyz');
+      const { data } = await send<{ data: NodeView[] }>('GET', '/api/v1/nodes');
+      return data.flatMap((node) => (node.replica === replica ? [node.id] : []));
+    },
     chat: (body, { key = ADMIN_KEY, headers, ...init } = {}) =>
       fetch(`${url}/v1/chat/completions`, {
         method: 'POST',

@@ -154,6 +154,7 @@ async function start(base: Base, undo: Undo): Promise<RunningControl> {
   const app = createHttpServer({
     ...base,
     ...serving,
+    replica,
     sealer,
     store,
     metrics,

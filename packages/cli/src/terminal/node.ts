@@ -70,6 +70,7 @@ export function nodeText(node: Node): string {
       ['may serve', node.allowed_models.join(', ') || 'all models'],
       ['enrolled', ago(node.created_at)],
       ['connected', node.connected_at && ago(node.connected_at)],
+      ['replica', node.replica ?? null],
     ]),
     list('Failing probes', why.failing_probes),
     list('Warnings', why.warnings),

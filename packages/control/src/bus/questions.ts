@@ -45,7 +45,9 @@ const questionSchema = z.discriminatedUnion('type', [
 ]);
 export const linkedNode = nodeView
   .pick({ id: true, state: true, health: true, pools: true, journal: true, epoch: true, connected_at: true })
-  .extend(nodeView.pick({ link_rtt_ms: true, last_seen_at: true, why: true, host: true }).shape)
+  .extend(
+    nodeView.pick({ replica: true, link_rtt_ms: true, last_seen_at: true, why: true, host: true }).shape,
+  )
   .extend({ in_flight: z.number().int() });
 const answers = {
   in_use: z.boolean(),

@@ -208,7 +208,7 @@ export function createFleet(deps: FleetDeps): Fleet {
   });
 
   const view = (node: FleetNode) => {
-    const shown = nodeView(node, clock, timings);
+    const shown = nodeView(node, clock, timings, replica);
     if (brake.held_since_ms !== null && suspect.has(node)) shown.why.alarms.push(BRAKE_ALARM);
     return shown;
   };

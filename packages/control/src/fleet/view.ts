@@ -5,8 +5,8 @@ import type { FleetNode } from './node.ts';
 /** A second daemon tries again every few seconds: once it has been quiet for so long, it is gone. */
 const ALARM_MS = 60_000;
 
-/** A node as the API shows it: what it is, what it does, and why it is as it is. */
-export function nodeView(node: FleetNode, clock: Clock, timings: Timings): NodeView {
+/** A node as the API shows it: what it is, what it does, and why it is as it is. @param replica this one */
+export function nodeView(node: FleetNode, clock: Clock, timings: Timings, replica: string): NodeView {
   const { record, descriptor } = node;
   const backends = (descriptor?.backends ?? []).map((backend) => {
     const reported = node.health.get(backend.id);
@@ -56,6 +56,7 @@ export function nodeView(node: FleetNode, clock: Clock, timings: Timings): NodeV
     journal: { health: node.journal.health, reason: node.journal.reason ?? null },
     epoch: node.epoch,
     created_at: iso(record.created_at),
+    replica: node.link !== null ? replica : node.elsewhere && node.state !== 'offline' ? node.replica : null,
     connected_at: node.link === null || node.connected_at === null ? null : iso(node.connected_at),
     // Nothing before the second beat: the first one has no round trip to tell of.
     link_rtt_ms: node.link !== null && node.link.rtt_ms > 0 ? Math.round(node.link.rtt_ms * 10) / 10 : null,

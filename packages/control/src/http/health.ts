@@ -8,6 +8,8 @@ export interface HealthDeps {
   log: Log;
   stopping: () => boolean;
   recording: () => boolean;
+  /** This one: behind a balancer nothing else says who answers. */
+  replica: string;
   /** Whether the other replicas can be told anything; null: there are none. */
   bus: { readonly connected: boolean } | null;
 }
@@ -23,6 +25,7 @@ export function healthRoutes({
   log,
   stopping,
   recording,
+  replica,
   bus,
 }: HealthDeps): Pick<Handlers, 'healthz' | 'readyz'> {
   let asking: Promise<boolean> | null = null;
@@ -37,8 +40,8 @@ export function healthRoutes({
       // It may answer again before the records that waited are written; until then requests are refused.
       if (!recording()) throw notReady('The store does not take records yet.');
       // It serves its own nodes and its own clients: to take it out of the balancer would serve nobody better.
-      if (bus?.connected === false) return { status: 'degraded', store: store.engine, bus: 'away' };
-      return { status: 'ready', store: store.engine, ...(bus !== null && { bus: 'connected' }) };
+      if (bus?.connected === false) return { status: 'degraded', store: store.engine, replica, bus: 'away' };
+      return { status: 'ready', store: store.engine, replica, ...(bus !== null && { bus: 'connected' }) };
     },
   };
 

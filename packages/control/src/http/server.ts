@@ -85,6 +85,7 @@ export interface HttpDeps {
   recording: () => boolean;
   /** Resolves when what has ended by now has its row. */
   recorded: () => Promise<unknown>;
+  replica: string;
   bus: { readonly connected: boolean } | null;
   /** The port then speaks https and wss. */
   tls: TlsPair | undefined;

@@ -71,6 +71,11 @@ export const nodeView = z
       .describe('Of detached work, on its disk. `down`: it gets no detached work; requests go on.'),
     epoch: count.describe('Rises with every accepted connection.'),
     created_at: time,
+    replica: z
+      .string()
+      .nullable()
+      .optional()
+      .describe('Which replica has its link; null: none. `/readyz` says which one answers.'),
     connected_at: time.nullable(),
     link_rtt_ms: z.number().nullable().optional().describe('Of a beat, there and back; null: not known.'),
     last_seen_at: time.nullable(),
