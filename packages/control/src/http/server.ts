@@ -155,7 +155,7 @@ export function createHttpServer(deps: HttpDeps): FastifyInstance {
     if (crossOrigin.preflight(request, reply)) return reply;
     if (request.is404) throw nothingHere(request.method, request.url);
     await auth.onRequest(request, reply);
-    tellRates(request, reply);
+    if (!tellsItsRates(request)) tellRates(request, reply);
   });
   app.setErrorHandler(send);
   readBodies(app, deps);
@@ -198,6 +198,7 @@ export function createHttpServer(deps: HttpDeps): FastifyInstance {
 
   function send(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
     const known = asFlotillaError(error);
+    if (tellsItsRates(request) && !reply.raw.headersSent) tellRates(request, reply);
     const what = { request_id: request.id, method: request.method, route: request.routeOptions?.url };
     if (known.code === 'internal') log.error({ ...what, error }, 'A request failed by a fault of ours.');
     else log.debug({ ...what, error }, 'A request was refused.');
@@ -234,6 +235,13 @@ function setApart(server: Server, socket: Duplex): void {
   socket.once('close', () => {
     server.maxConnections -= 1;
   });
+}
+
+const TELLS_ITS_RATES = new Set<RouteName | undefined>(RAW_BODY_ROUTES);
+
+/** What the gateway answers says by itself how its key's limits stand; only its refusals have to be told here. */
+function tellsItsRates({ routeOptions }: FastifyRequest): boolean {
+  return TELLS_ITS_RATES.has(routeOptions.config?.name);
 }
 
 /** How the port is opened: the same limits with TLS and without. */
