@@ -25,7 +25,7 @@ import {
 } from '@flotilla/protocol';
 import type { IncomingMessage } from 'node:http';
 import type { Duplex } from 'node:stream';
-import { WebSocketServer } from 'ws';
+import { type WebSocket, WebSocketServer } from 'ws';
 import { hashCredential, makeCredential } from '../accounts/credential.ts';
 import type { Hints } from '../bus/hints.ts';
 import { ANSWER_WITHIN_MS, type Questions } from '../bus/questions.ts';
@@ -426,10 +426,7 @@ export function createFleet(deps: FleetDeps): Fleet {
       refuse('invalid_request', `This is no WebSocket handshake: ${error.message}.`);
     server.once('wsClientError', misshaped);
     server.handleUpgrade(request, socket, head, (ws) => {
-      // A frame that cannot be read closes the socket by itself; the node would only see that, again and again.
-      ws.on('error', (error) =>
-        log.warn({ node: found.node.id, reason: error.message }, 'A node link sent what cannot be read.'),
-      );
+      tellUnreadable(ws, found.node.id, log);
       void join(found, ws, socket).then((joined) => {
         if (joined) linked();
       });
@@ -565,4 +562,14 @@ export function createFleet(deps: FleetDeps): Fleet {
     }
     await Promise.all([states.close(), descriptors.close()]);
   }
+}
+
+/**
+ * A frame that cannot be read closes the socket by itself; the node would only see that, again and again. A function of its
+ * own: what listens stays for as long as the link, and with it everything that it was made beside, such as the request.
+ */
+function tellUnreadable(ws: WebSocket, node: string, log: Log): void {
+  ws.on('error', (error) =>
+    log.warn({ node, reason: error.message }, 'A node link sent what cannot be read.'),
+  );
 }

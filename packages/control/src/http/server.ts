@@ -211,8 +211,7 @@ export function createHttpServer(deps: HttpDeps): FastifyInstance {
   }
 
   function upgrade(request: IncomingMessage, socket: Duplex, head: Buffer): void {
-    // The peer may go away while it is being answered.
-    socket.on('error', () => {});
+    socket.on('error', goneAway);
     const path = request.url?.split('?')[0] ?? '/';
     const refuse = (error: FlotillaError) => {
       // By this header `flotilla doctor` tells an upgrade that arrived from one that a proxy made a plain request.
@@ -227,6 +226,9 @@ export function createHttpServer(deps: HttpDeps): FastifyInstance {
     else refuse(new FlotillaError('not_found', `Only ${ROUTES.link.path} can be upgraded.`));
   }
 }
+
+/** The peer may go away while it is being answered. Made here, since a link keeps it: made beside a request, it keeps that. */
+function goneAway(): void {}
 
 /** A linked node's socket is none of those that clients have between them. */
 function setApart(server: Server, socket: Duplex): void {
