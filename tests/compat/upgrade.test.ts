@@ -101,7 +101,7 @@ function upgraded(name: string, open: () => Promise<RecordedStore>): void {
         { id: jobs.queued, attempt: 1, model, request: requestOf('queued') },
         { id: jobs.behind, attempt: 1, request: requestOf('behind') },
       ]);
-      expect(await store.readyJobs(10)).toEqual([lane]);
+      expect(await store.readyJobs(10)).toMatchObject([{ lane }]);
       expect(await claim(store, lane, 2, node.id, 2)).toMatchObject([
         { id: jobs.backing_off, attempt: 2, failures: 1, request: requestOf('backing_off') },
       ]);

@@ -412,7 +412,13 @@ export function detachedSuite(subject: Subject): void {
       const fence = await leased(subject.store);
       await subject.store.requeueJobs([aRequeue(fence, { delay_ms: 30, counts: false })]);
       expect(await claim(subject.store, fence.lane, 1)).toEqual([]);
-      await expect.poll(() => subject.store.readyJobs(100)).toContain(fence.lane);
+      await expect
+        .poll(() => subject.store.readyJobs(100))
+        .toContainEqual({
+          lane: fence.lane,
+          order_key: fence.order_key,
+          priority: fence.priority,
+        });
       expect(await claim(subject.store, fence.lane, 1)).toMatchObject([
         { id: fence.id, attempt: 2, failures: 0 },
       ]);

@@ -58,6 +58,16 @@ describe.skipIf(NATS_URL === undefined)('at two replicas (they need PostgreSQL a
     link.close();
   });
 
+  test('one that the other has the link of is revoked in the answer already', async () => {
+    const { id, credential } = await enrolRawNode(world, 'revoked');
+    const { link } = await joined(second, credential, rawRegistration('revoked'));
+    link.beats(500);
+    await knownElsewhere(id);
+    const answer = await first.send<NodeView>('POST', `/api/v1/nodes/${id}/revoke`, {});
+    expect(answer.state).toBe('revoked');
+    expect((await link.closed).code).toBe(4001);
+  });
+
   test('the same process is let in at once, although its former link lives', async () => {
     const { id, credential } = await enrolRawNode(world, 'again');
     const before = await joined(second, credential, rawRegistration('again'));

@@ -16,9 +16,10 @@ const PACKAGED = '../dist/main.js';
 if (Number(process.versions.node.split('.')[0]) >= REQUIRED_MAJOR) {
   // What is compiled once is kept beside the code, where only those can write who could change the code as well, and goes
   // with it. Threads and programs that are started from here find it too. Where nothing can be written, nothing is kept.
-  process.env.NODE_COMPILE_CACHE ??= fileURLToPath(
-    new URL('../node_modules/.cache/flotilla', import.meta.url),
-  );
+  if (process.env.NODE_COMPILE_CACHE === undefined) {
+    const cache = new URL('../node_modules/.cache/flotilla', import.meta.url);
+    process.env.NODE_COMPILE_CACHE = fileURLToPath(cache);
+  }
   module.enableCompileCache();
   await (existsSync(new URL('../src/main.ts', import.meta.url))
     ? import('../src/main.ts')

@@ -11,14 +11,20 @@ export function nextDue(tables: Tables, spared: readonly string[]): number | nul
   return first === Infinity ? null : first - tables.now_ms();
 }
 
-export function readyJobs(tables: Tables, limit: number): string[] {
+export function readyJobs(tables: Tables, limit: number): ReadyLane[] {
   const now = tables.now_ms();
   const over = tables.jobs
     .openWhere(({ not_before }) => not_before !== null && not_before <= now)
     .sort((a, b) => a.not_before! - b.not_before!)
     .slice(0, limit);
   for (const job of over) tables.jobs.put({ ...job, not_before: null });
-  return [...new Set(over.map(({ lane }) => lane!))];
+  const first = new Map<string, ReadyLane>();
+  for (const { lane, order_key, priority } of over) {
+    const known = first.get(lane!);
+    if (known === undefined || order_key < known.order_key)
+      first.set(lane!, { lane: lane!, order_key, priority: priority! });
+  }
+  return [...first.values()].sort((a, b) => bytewise(a.lane, b.lane));
 }
 
 export function readyLanes(tables: Tables, limit: number, after: string): ReadyLane[] {

@@ -17,7 +17,9 @@ const hintSchema = z.discriminatedUnion('type', [
   /** Detached jobs of these lanes are ready. */
   z.object({
     type: z.literal('lanes'),
-    lanes: z.array(z.object({ lane: z.string().max(4096), order_key: z.number(), priority: z.number() })),
+    lanes: z.array(
+      z.object({ lane: z.string().max(4096), order_key: z.number().int(), priority: z.number() }),
+    ),
   }),
   /** An operator ends a request whose client is elsewhere. */
   /** A node is to be asked for its models. */

@@ -194,3 +194,46 @@ test('a lane whose jobs were too large for the memory is not taken for empty', a
   expect([asked.length, ready.none]).toEqual([2, true]);
   await claims.close();
 });
+
+test('no answer is larger than what is read in one go, and as many slots are asked for as its like would fill', async () => {
+  const MIB = 1024 * 1024;
+  let claimed: ClaimedJob[] = [];
+  const room = { room_bytes: () => 900 * MIB, largest_bytes: 8 * MIB };
+  const answers = { ...room, claimJobs: () => Promise.resolve(claimed) };
+  const { clock, claims, asked, turn, ready, lane } = setup(answers);
+  const claim = async (bytes: number) => {
+    claimed = [job(lane, 1, bytes)];
+    ready.note(lane, 1, 0, 9);
+    claims.wake();
+    clock.advance(1);
+    await turn();
+    const { limit, bytes_most } = asked.at(-1)!;
+    return [limit, bytes_most! / MIB];
+  };
+  expect(await claim(24 * MIB)).toEqual([2, 24]);
+  expect(await claim(1)).toEqual([1, 24]);
+  expect(await claim(1)).toEqual([2, 24]);
+  await claims.close();
+});
+
+test('where what came meanwhile has taken the memory, nothing is claimed until there is some again', async () => {
+  const returned = Promise.withResolvers<void>();
+  let room = 64;
+  const { clock, claims, asked, turn, pool } = setup({
+    room_bytes: () => room,
+    results: () => returned.promise,
+  });
+  claims.wake();
+  clock.advance(1);
+  room = 0;
+  returned.resolve();
+  await turn();
+  expect([asked.length, pool.reserved]).toEqual([0, 0]);
+  room = 64;
+  clock.advance(250);
+  await turn();
+  clock.advance(1);
+  await turn();
+  expect(asked).toHaveLength(1);
+  await claims.close();
+});

@@ -65,6 +65,8 @@ export interface Claims {
 
 /** Of one statement, whose requests are bounded by the memory that there is for them. */
 const CLAIM_MOST = 256;
+/** Of one answer, beside the largest request: it is read in one go, and is in nobody's account until then. */
+const CLAIM_BYTES_MOST = 16 * 1024 * 1024;
 /** After a claim that failed. */
 const RETRY_MS = 500;
 /** While there is no memory for another request. */
@@ -79,6 +81,8 @@ interface Plan {
 export function createClaims(deps: ClaimsDeps): Claims {
   const { clock, random, log, store, replica, places, ready } = deps;
   let plans: Plan[] = [];
+  /** So many slots are asked for at once: as many as requests like the last ones fit into one answer. */
+  let slots_most = CLAIM_MOST;
   let waking = false;
   let starved = false;
   let running: Promise<void> | null = null;
@@ -105,7 +109,7 @@ export function createClaims(deps: ClaimsDeps): Claims {
   }
 
   function mayPlan(): boolean {
-    return plans.length < CLAIM_MOST && deps.room_bytes() > 0;
+    return plans.length < slots_most && deps.room_bytes() > 0;
   }
 
   function planFor(lane: ReadyLane): void {
@@ -175,10 +179,16 @@ export function createClaims(deps: ClaimsDeps): Claims {
     plans = [];
     const lanes = new Map(asked.map(({ lane }) => [lane, { hints: lane.hints, from: lane.from_order_key }]));
     for (const lane of lanes.keys()) lane.from_order_key = Infinity;
-    const bytes_most = Math.max(deps.room_bytes(), 1);
     let claimed: ClaimedJob[];
     // After the plans were taken: those of a node that comes back meanwhile wait for what it comes back with.
     await deps.results();
+    const bytes_most = Math.min(deps.room_bytes(), deps.largest_bytes + CLAIM_BYTES_MOST);
+    if (bytes_most === 0) {
+      // What came meanwhile has taken the memory.
+      for (const [lane, { from }] of lanes) readFrom(lane, from);
+      unplan(asked);
+      return wakeWhenThereIsRoom();
+    }
     try {
       claimed = await store.claimJobs({
         replica,
@@ -219,6 +229,8 @@ export function createClaims(deps: ClaimsDeps): Claims {
     for (const [lane, { from }] of lanes) readFrom(lane, last.get(lane.text) ?? from);
     // A lane that gave less than it was asked for is empty, unless it was heard of meanwhile, or its jobs were too large.
     const full = bytes + deps.largest_bytes > bytes_most;
+    slots_most =
+      full && bytes > 0 ? Math.min(CLAIM_MOST, Math.ceil((bytes_most * claimed.length) / bytes)) : CLAIM_MOST;
     const unused = [...left.values()].flat();
     for (const { lane } of unused) {
       if (lanes.get(lane)!.hints === lane.hints && !full) ready.forget(lane);

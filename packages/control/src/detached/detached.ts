@@ -200,11 +200,12 @@ export function startDetached(deps: DetachedDeps): Detached {
     store,
     expired: ({ usage }) => held.stop(usage),
     learnEnds(of_all) {
-      const open = [...new Set([...reservations.jobs(), ...held.jobs.keys()])];
-      if (of_all) return reservations.learn(open);
-      const from = looked_at < open.length ? looked_at : 0;
+      const accepted = [...reservations.jobs()];
+      if (of_all) return reservations.learn([...new Set([...accepted, ...held.jobs.keys()])]);
+      const from = looked_at < accepted.length ? looked_at : 0;
       looked_at = from + LOOKED_AT_MOST;
-      return reservations.learn(open.slice(from, looked_at));
+      // Those that nodes work on each time: a node must not work on for what has ended elsewhere.
+      return reservations.learn([...new Set([...held.jobs.keys(), ...accepted.slice(from, looked_at)])]);
     },
     ready: (lane, order_key, priority) => ready.found(lane, order_key, priority),
     wake: () => claims.wake(),

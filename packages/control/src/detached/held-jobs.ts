@@ -288,9 +288,10 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
           },
         }).then(
           (outcome) => {
-            if (outcome !== 'accepted') return notOurs(attempt);
+            // Also where it says `stale`: sent again after its answer was lost, it is ready by the first sending.
             if (delay_ms === 0) deps.ready.note(job.lane, job.order_key, job.request.priority);
             deps.woken(delay_ms);
+            if (outcome !== 'accepted') notOurs(attempt);
           },
           () => undefined,
         );
@@ -455,11 +456,10 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
       // A claim that was never offered says nothing of the node.
       const lane = of.started === null ? of.lane : laneAfter(of.lane, fence.node);
       const row = { ...bare(fence), ...story, delay_ms: 0, counts, digest: null, lane };
-      const outcome = await transitions.add({ type: 'requeue', row });
-      if (outcome === 'accepted') {
-        deps.ready.note(lane, of.order_key, of.priority);
-        deps.woken(0);
-      }
+      await transitions.add({ type: 'requeue', row });
+      // Whatever the outcome: sent again after its answer was lost, it is ready by the first sending.
+      deps.ready.note(lane, of.order_key, of.priority);
+      deps.woken(0);
     }
     watchers.moved(fence.id);
   }

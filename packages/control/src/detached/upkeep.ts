@@ -135,7 +135,10 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
   }
 
   async function readyAgain(): Promise<boolean> {
-    return (await store.readyJobs(ROWS)).length > 0;
+    const lanes = await store.readyJobs(ROWS);
+    // Said at once: of very many lanes the look below sees a part.
+    for (const { lane, order_key, priority } of lanes) deps.ready(lane, order_key, priority);
+    return lanes.length > 0;
   }
 
   async function findLanes(): Promise<void> {

@@ -544,7 +544,7 @@ export function createFleet(deps: FleetDeps): Fleet {
       await store.flushSeen(rows);
       seen_flushed_ms = now_ms;
     } catch (error) {
-      log.debug({ err: error }, 'last_seen_at was not flushed');
+      log.warn({ error }, 'When nodes were last heard of could not be written; it will be tried again.');
     }
   }
 

@@ -38,7 +38,8 @@ export function createLinkedViews({ roster, questions, view }: LinkedViewsDeps) 
     const by_replica = new Map<string, string[]>();
     for (const { id } of views) {
       const node = roster.find(id);
-      if (node === undefined || !node.elsewhere || node.state === 'offline') continue;
+      if (node === undefined || !node.elsewhere || node.state === 'offline' || node.state === 'revoked')
+        continue;
       const ids = by_replica.get(node.replica!) ?? [];
       by_replica.set(node.replica!, ids);
       ids.push(id);
@@ -50,7 +51,8 @@ export function createLinkedViews({ roster, questions, view }: LinkedViewsDeps) 
     for (const answer of await Promise.all(asked)) for (const node of answer ?? []) linked.set(node.id, node);
     return views.map((own) => {
       const there = linked.get(own.id);
-      if (there === undefined) return own;
+      // That one may not know yet of a newer link.
+      if (there === undefined || there.epoch < own.epoch) return own;
       const { in_flight, ...known } = there;
       return { ...own, ...known, drain: own.drain && { ...own.drain, in_flight } };
     });

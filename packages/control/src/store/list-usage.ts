@@ -1,7 +1,7 @@
 import type { Page, PageRequest, UsageFilter, UsageGroup, UsageRecord } from '@flotilla/core';
 import { USAGE_COLUMNS } from './job-columns.ts';
 import { Conditions, pageOf } from './paging.ts';
-import type { Sql } from './sql.ts';
+import { type Sql, wholeTable } from './sql.ts';
 
 export async function listUsage(
   sql: Sql,
@@ -36,14 +36,16 @@ export async function summarizeUsage(
   by: keyof typeof GROUPS,
 ): Promise<UsageGroup[]> {
   const conditions = matching(filter);
-  return sql.query<UsageGroup>(
-    `select ${GROUPS[by]} as "group", count(*) as requests,
+  return wholeTable(sql, (tx) =>
+    tx.query<UsageGroup>(
+      `select ${GROUPS[by]} as "group", count(*) as requests,
        count(*) filter (where outcome not in ('succeeded', 'cancelled')) as failed,
        least(sum(prompt_tokens), ${Number.MAX_SAFE_INTEGER})::bigint as prompt_tokens,
        least(sum(completion_tokens), ${Number.MAX_SAFE_INTEGER})::bigint as completion_tokens,
        count(*) filter (where estimated) as estimated
      from usage ${conditions.where} group by 1 order by 1`,
-    conditions.params,
+      conditions.params,
+    ),
   );
 }
 

@@ -1,6 +1,6 @@
 import type { KeySpending } from '@flotilla/core';
 import type { BudgetPeriod } from '@flotilla/protocol';
-import { type Sql } from './sql.ts';
+import { type Sql, wholeTable } from './sql.ts';
 
 /** Rows of before there was a bound on what a server may tell can add up to more than JavaScript can hold. */
 const MOST = Number.MAX_SAFE_INTEGER;
@@ -22,5 +22,7 @@ const TEXT = `
   from spent group by key`;
 
 export function loadSpending(sql: Sql, since: Record<BudgetPeriod, number>): Promise<KeySpending[]> {
-  return sql.query<KeySpending>(TEXT, [since.day, since.week, since.month, since.total]);
+  return wholeTable(sql, (tx) =>
+    tx.query<KeySpending>(TEXT, [since.day, since.week, since.month, since.total]),
+  );
 }

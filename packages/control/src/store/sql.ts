@@ -45,6 +45,14 @@ export function prepared(name: string, text: string): Statement {
   return { name, text };
 }
 
+/** For what may read all of a table, which other statements must not do, however old their plan is (`postgres.ts`). */
+export function wholeTable<T>(sql: Sql, read: (tx: Sql) => Promise<T>): Promise<T> {
+  return sql.transaction(async (tx) => {
+    await tx.query("select set_config('enable_seqscan', 'on', true)");
+    return read(tx);
+  });
+}
+
 const INT8 = 20;
 const NUMBERS = new Set([21, 23, 700, 701, INT8]);
 const BOOL = 16;

@@ -41,8 +41,8 @@ export interface DetachedJobs {
    * @param spared nodes of which what they hold is left alone, and jobs while somebody holds them
    */
   expireJobs(limit: number, spared: readonly string[]): Promise<EndedJob[]>;
-  /** Jobs whose back-off is over become ready. @returns their lanes, to wake those who serve them */
-  readyJobs(limit: number): Promise<string[]>;
+  /** Jobs whose back-off is over become ready. @returns their lanes, with the first of them in each */
+  readyJobs(limit: number): Promise<ReadyLane[]>;
   findDetached(id: string): Promise<DetachedState | undefined>;
   /** Whether jobs have moved, by one look for all: each that is there has another mark after each of its transitions. */
   jobMarks(ids: readonly string[]): Promise<JobMark[]>;

@@ -8,12 +8,13 @@ const statement = prepared(
      select id from jobs
      where state = 'queued' and not_before is not null and not_before <= (select ${NOW_MS})
      order by not_before limit $1 for no key update skip locked),
-   ready as (update jobs j set not_before = null from over where j.id = over.id returning j.lane)
-   select distinct lane from ready`,
+   ready as (
+     update jobs j set not_before = null from over where j.id = over.id returning j.lane, j.order_key, j.priority)
+   select distinct on (lane) lane, order_key, priority from ready order by lane, order_key`,
 );
 
-export async function readyJobs(sql: Sql, limit: number): Promise<string[]> {
-  return (await sql.query<{ lane: string }>(statement, [limit])).map(({ lane }) => lane);
+export async function readyJobs(sql: Sql, limit: number): Promise<ReadyLane[]> {
+  return sql.query<ReadyLane>(statement, [limit]);
 }
 
 /** One index probe a lane, however many jobs wait in it: `jobs_ready` is walked from one lane's head to the next. */
