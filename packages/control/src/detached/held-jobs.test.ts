@@ -100,6 +100,16 @@ test('an end that came too late is looked into, and what its node has used is to
   expect(await failedAndAnswered('conflict')).toEqual(late);
 });
 
+test('what goes back is looked for at once, also where the answer to its first writing was lost', async () => {
+  for (const outcome of ['accepted', 'stale'] as const) {
+    const { grants, job, said } = offered(outcome);
+    const event = { code: 'backend_error', message: 'No.', retryable: true, retry_delay_ms: 0 } as const;
+    grants.step(job, { type: 'failed', fence: fenceOf(job.current!), ...event });
+    await new Promise((over) => void setImmediate(over));
+    expect(said).toContainEqual(['woken', 0]);
+  }
+});
+
 test('a job that is lost once too often costs its prompt, by its bytes, where the backend had been asked', async () => {
   const { grants, job, said } = offered('accepted', {
     failures: 2,
