@@ -31,6 +31,7 @@ export * from './send-window.ts';
 export * from './out-stream.ts';
 export * from './outbox.ts';
 export * from './mailbox.ts';
+export * from './churn-map.ts';
 export * from './http-head.ts';
 export { BodyUsage } from './relay/body-usage.ts';
 export { CERTIFICATE_FAULT, judgeAnswer, tellsOfLoop } from './relay/backend-answer.ts';

@@ -8,6 +8,7 @@ import {
   roundTrip,
   sent,
 } from './send-window.ts';
+import { ChurnMap } from './churn-map.ts';
 import type { OutStream } from './out-stream.ts';
 
 /**
@@ -38,7 +39,7 @@ export class Outbox {
   readonly #now_ms: () => number;
   readonly #delay = new FrameDelay();
   #window: ConnectionWindow = connectionWindow();
-  readonly #streams = new Map<number, OutStream>();
+  readonly #streams = new ChurnMap<number, OutStream>();
   /** Streams that may have a frame to send, in the order of their turns. */
   #turns: OutStream[] = [];
   #next_turn = 0;

@@ -1,4 +1,5 @@
 import {
+  ChurnMap,
   type ClaimedJob,
   type Clock,
   type FairShare,
@@ -71,7 +72,7 @@ export interface HeldJobsDeps {
 }
 
 export interface HeldJobs {
-  readonly jobs: ReadonlyMap<string, ActiveJob>;
+  readonly jobs: Pick<ChurnMap<string, ActiveJob>, 'get' | 'has' | 'keys'>;
   /** Offers a claimed job to the spot whose slot it was claimed for. */
   offer(claimed: ClaimedJob, spot: ModelSpot): void;
   /** Takes up an attempt that the node came back with, and that the store says is its own. */
@@ -101,7 +102,7 @@ const LOST = 'The node was lost.';
 
 export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
   const { clock, grants, transitions, watchers, log } = deps;
-  const jobs = new Map<string, ActiveJob>();
+  const jobs = new ChurnMap<string, ActiveJob>();
   /** Those whose requests are in the budget of bodies. */
   const counted = new WeakSet<ActiveJob>();
   /** Ended by the store: their rules have nothing to say to it. */

@@ -1,4 +1,5 @@
 import {
+  ChurnMap,
   type Clock,
   type FairShare,
   REFUSAL_TEXT,
@@ -143,7 +144,7 @@ export interface Dispatcher {
   headOf(model: string): number | undefined;
   stores: StoresWork;
   others: OthersWork;
-  readonly jobs: Map<string, ActiveJob>;
+  readonly jobs: ChurnMap<string, ActiveJob>;
   readonly lanes: Lanes<ActiveJob>;
   readonly deps: DispatcherDeps;
   /** @throws FlotillaError `model_not_found`, `no_capacity`, `queue_full` */
@@ -169,7 +170,7 @@ export interface Dispatcher {
 
 export function createDispatcher(deps: DispatcherDeps): Dispatcher {
   const { clock, random, settings, places } = deps;
-  const jobs = new Map<string, ActiveJob>();
+  const jobs = new ChurnMap<string, ActiveJob>();
   const room = createWaitingRoom<ActiveJob>(places, random, settings.queue_bound);
   const share = newFairShare();
   const rate = newServiceRate();

@@ -17,7 +17,9 @@ export function reconcile(
   inventory: readonly InventoryItem[],
 ): Verdict[] {
   const listed = new Set(inventory.map((item) => slotKey(item.job, item.attempt)));
-  for (const [key, attempt] of [...node.attempts]) if (!listed.has(key)) letGo(dispatcher, attempt);
+  for (const attempt of [...node.attempts.values()]) {
+    if (!listed.has(slotKey(attempt.job.id, attempt.number))) letGo(dispatcher, attempt);
+  }
   releaseAll(node.ledger);
   askOwners(dispatcher, node, link, inventory);
   return inventory.map((item) => {

@@ -1,5 +1,6 @@
 import {
   ACK_EVERY_BYTES,
+  ChurnMap,
   type Clock,
   OutStream,
   Outbox,
@@ -106,7 +107,7 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
   let heard = 0;
   let next_stream = 1;
   let taken: ReceiveWindow = receiveWindow();
-  const attempts = new Map<number, Attempt>();
+  const attempts = new ChurnMap<number, Attempt>();
   /** Of each stream, how much of its answer the node was last told to be handed on. */
   const told = new Map<number, number>();
   const outbox = new Outbox(corked(ws, socket), () => clock.now_ms());

@@ -1,4 +1,5 @@
 import {
+  ChurnMap,
   RECONNECT_CEILINGS_MS,
   type Ledger,
   type Liveness,
@@ -56,7 +57,7 @@ export interface FleetNode extends PlacementNode {
   ledger: Ledger;
   spots: ModelSpot[];
   /** Attempts the node may hold: current ones, and withdrawn ones until it has let go of them. By `job:attempt`. */
-  attempts: Map<string, Attempt>;
+  attempts: ChurnMap<string, Attempt>;
   /** Of `attempts`, compared with the node's own on every beat. */
   digest: LeasesDigest;
   /** Beats in a row whose digest or counts differed from ours. */
@@ -145,7 +146,7 @@ export function newFleetNode(
     journal: ABLE,
     ledger: newLedger((pool) => turned(node, pool)),
     spots: [],
-    attempts: new Map(),
+    attempts: new ChurnMap(),
     digest: new LeasesDigest(),
     differing_beats: 0,
     away: [],

@@ -1,4 +1,5 @@
 import {
+  ChurnMap,
   type Deadlines,
   type HttpAgent,
   OutStream,
@@ -61,8 +62,8 @@ interface Asking {
 
 export function openProviderLink(node: FleetNode, deps: ProviderLinkDeps): Link {
   const { clock, deadlines, dispatcher } = deps;
-  const by_attempt = new Map<string, Asking>();
-  const by_stream = new Map<number, Asking>();
+  const by_attempt = new ChurnMap<string, Asking>();
+  const by_stream = new ChurnMap<number, Asking>();
   let next_stream = 1;
   let heard = 0;
 

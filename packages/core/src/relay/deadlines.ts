@@ -2,6 +2,8 @@ import type { Clock, Timer } from '../ports/clock.ts';
 
 /** Something with a next deadline, which may move later at any time without saying so. */
 export interface Expiring {
+  /** Where it is among those that are watched; -1: it is none of them. Kept by `Deadlines`. */
+  seat: number;
   /** By the clock's `now_ms`; Infinity: none. */
   dueAt(): number;
   expire(now_ms: number): void;
@@ -10,7 +12,8 @@ export interface Expiring {
 /** One timer for the deadlines of all requests: it is set for the earliest known, looks at all when it fires. */
 export class Deadlines {
   readonly #clock: Clock;
-  readonly #items = new Set<Expiring>();
+  /** No `Set`: see churn-map.ts. */
+  #items: Expiring[] = [];
   #timer: Timer | null = null;
   #armed_for = Number.POSITIVE_INFINITY;
 
@@ -20,17 +23,24 @@ export class Deadlines {
 
   /** Watches the item; call again when its deadline has moved earlier. */
   watch(item: Expiring): void {
-    this.#items.add(item);
+    if (item.seat < 0) item.seat = this.#items.push(item) - 1;
     this.#arm(item.dueAt());
   }
 
   forget(item: Expiring): void {
     // The timer stays: firing for nothing now and then costs less than arming it for each request.
-    this.#items.delete(item);
+    if (item.seat < 0) return;
+    const last = this.#items.pop()!;
+    if (last !== item) {
+      last.seat = item.seat;
+      this.#items[last.seat] = last;
+    }
+    item.seat = -1;
   }
 
   stop(): void {
-    this.#items.clear();
+    for (const item of this.#items) item.seat = -1;
+    this.#items = [];
     this.#disarm();
   }
 
@@ -52,7 +62,7 @@ export class Deadlines {
   #fire(): void {
     this.#disarm();
     const now_ms = this.#clock.now_ms();
-    for (const item of this.#items) if (item.dueAt() <= now_ms) item.expire(now_ms);
+    for (const item of [...this.#items]) if (item.seat >= 0 && item.dueAt() <= now_ms) item.expire(now_ms);
     let next = Number.POSITIVE_INFINITY;
     for (const item of this.#items) next = Math.min(next, item.dueAt());
     if (next !== Number.POSITIVE_INFINITY) this.#arm(next);

@@ -77,6 +77,7 @@ const AFTER_DONE_MS = 1000;
 const AFTER_DONE_BYTES = 64 * 1024;
 
 export class Relay implements Expiring {
+  seat = -1;
   readonly #task: RelayTask;
   readonly #tools: RelayTools;
   readonly #out: OutStream;

@@ -1,4 +1,5 @@
 import {
+  ChurnMap,
   type Clock,
   type Deadlines,
   type HttpAgent,
@@ -66,8 +67,8 @@ const ASK_AGAIN_MS = 500;
 export class Attempts {
   readonly #tools: AttemptsTools;
   readonly #host: AttemptHost;
-  readonly #attempts = new Map<string, Attempt>();
-  readonly #by_stream = new Map<number, Attempt>();
+  readonly #attempts = new ChurnMap<string, Attempt>();
+  readonly #by_stream = new ChurnMap<number, Attempt>();
   readonly #digest = new LeasesDigest();
   #inventory_bytes = 0;
   #outbox: Outbox | null = null;
