@@ -97,6 +97,34 @@ describe('the batcher', () => {
     expect(await Promise.all(answers)).toEqual([10, 20, 30]);
   });
 
+  test('keeps a pace while several rows come together, and a row that comes alone waits for nothing', async () => {
+    const { batcher, clock, flights, last } = harness({ pace_ms: 3 });
+    const add = (...rows: number[]) => rows.map((row) => batcher.add(row, LATE));
+    const answers = add(1, 2, 3, 4, 5);
+    expect(last().rows).toEqual([1]);
+    last().commit();
+    await settled();
+    expect(last().rows).toEqual([2, 3, 4, 5]);
+    last().commit();
+    await settled();
+    answers.push(...add(6));
+    clock.advance(2);
+    answers.push(...add(7));
+    await settled();
+    expect(flights).toHaveLength(2);
+    clock.advance(1);
+    await settled();
+    expect(last().rows).toEqual([6, 7]);
+    last().commit();
+    await settled();
+    answers.push(...add(8));
+    expect(last().rows).toEqual([8]);
+    last().commit();
+    await Promise.all(answers);
+    await settled();
+    expect(clock.pending).toBe(0);
+  });
+
   test('a flush carries no more rows than it may', async () => {
     const { batcher, flights, last } = harness({ max_rows: 2 });
     const answers = [1, 2, 3, 4, 5].map((row) => batcher.add(row, LATE));

@@ -13,7 +13,7 @@ import type { Ending } from './refusal.ts';
  *         └────────────────────────▲ refused, unreachable, too slow
  *
  * What is sent within one turn of the event loop leaves in one write: the socket is corked at the first message and
- * uncorked when the turn's own code has run.
+ * uncorked when all that the turn found in its sockets has been seen to. Backends answer many requests at once.
  */
 export interface ConnectionEvents {
   opened(): void;
@@ -170,7 +170,7 @@ export class Connection implements LinkConnection {
     if (this.#corked || this.#socket === null) return;
     this.#corked = true;
     this.#socket.cork();
-    process.nextTick(this.#uncork);
+    setImmediate(this.#uncork);
   }
 
   #end(): void {
