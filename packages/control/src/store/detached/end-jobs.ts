@@ -2,6 +2,7 @@ import type { Cancellation, EndedJob, UsageRecord } from '@flotilla/core';
 import { encode } from '../json.ts';
 import { promptEstimate, USAGE_COLUMNS, served } from '../job-columns.ts';
 import { NOW_MS, prepared, type Sql } from '../sql.ts';
+import { notSpared } from './spared.ts';
 
 /**
  * Cancel and expire end what is open, whoever holds it, with the one usage row that every job has. The attempt that was
@@ -53,7 +54,7 @@ const expire = prepared(
         else 'No slot became free before the queue deadline.' end as end_message
     from jobs
     where deadline_at is not null and deadline_at <= (select ms from now) and state in ('queued', 'leased', 'running')
-      and (state = 'queued' or not ($2::jsonb ? node or $2::jsonb ? id))
+      and ${notSpared('$2')}
     order by deadline_at limit $1 for no key update skip locked`),
 );
 

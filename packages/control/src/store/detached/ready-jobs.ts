@@ -1,6 +1,7 @@
 import type { ReadyLane } from '@flotilla/core';
 import { encode } from '../json.ts';
 import { NOW_MS, prepared, type Sql } from '../sql.ts';
+import { notSpared } from './spared.ts';
 
 const statement = prepared(
   'ready-jobs',
@@ -38,7 +39,7 @@ const due = prepared(
   `select least(
      (select deadline_at from jobs
       where deadline_at is not null and state in ('queued', 'leased', 'running')
-        and (state = 'queued' or not ($1::jsonb ? node or $1::jsonb ? id)) order by deadline_at limit 1),
+        and ${notSpared('$1')} order by deadline_at limit 1),
      (select not_before from jobs
       where state = 'queued' and not_before is not null order by not_before limit 1)) - ${NOW_MS} as ms`,
 );
