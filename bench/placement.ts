@@ -1,4 +1,14 @@
-import { type ModelSpots, newModelSpots, place, type Spot } from '@flotilla/core';
+import {
+  type Ledger,
+  type ModelSpots,
+  newLedger,
+  newModelSpots,
+  place,
+  promise,
+  resizePools,
+  type Spot,
+  withdrawPromise,
+} from '@flotilla/core';
 import { Samples, type Spread, spreadOf } from './histogram.ts';
 
 /** One decision of the scheduler, in this process: the rule itself, which costs a request its share of the event loop. */
@@ -13,6 +23,7 @@ const MODELS = 1000;
 /** So that each model is on a hundred nodes. */
 const MODELS_A_NODE = 10;
 const SLOTS = 4;
+const POOL = 'pool';
 const NOBODY: ReadonlySet<string> = new Set();
 
 /** @param decisions of each kind; a tenth of them goes before, unmeasured */
@@ -31,16 +42,23 @@ export function decide(decisions: number): Decided[] {
   ];
 }
 
-interface Pool {
-  capacity: number;
-  reserved: number;
+interface Fleet {
+  spots: ModelSpots[];
+  ledgers: Map<Spot['slots'], Ledger>;
 }
 
-function fleet(models: number, models_a_node: number): { spots: ModelSpots[]; pools: Map<Pool, Spot[]> } {
+/** With the pools that a roster has: what they cost to look at is a part of the decision. */
+function fleet(models: number, models_a_node: number): Fleet {
   const spots = Array.from({ length: models }, () => newModelSpots());
-  const pools = new Map<Pool, Spot[]>();
+  const ledgers = new Map<Spot['slots'], Ledger>();
   for (let n = 0; n < NODES; n++) {
-    const slots: Pool = { capacity: SLOTS, reserved: 0 };
+    const own: { spot: Spot; spots: ModelSpots }[] = [];
+    const ledger = newLedger(() => {
+      for (const { spot, spots: all } of own) all.moved(spot);
+    });
+    resizePools(ledger, [{ id: POOL, capacity: SLOTS, capacity_from: 'config' }]);
+    const slots = ledger.pools.get(POOL)!;
+    ledgers.set(slots, ledger);
     const node: Spot['node'] = {
       id: `node-${n}`,
       state: 'online',
@@ -52,7 +70,6 @@ function fleet(models: number, models_a_node: number): { spots: ModelSpots[]; po
       failures: 0,
       unfenced: false,
     };
-    const own: Spot[] = [];
     for (let at = 0; at < models_a_node; at++) {
       const spot: Spot = {
         node,
@@ -63,24 +80,23 @@ function fleet(models: number, models_a_node: number): { spots: ModelSpots[]; po
         model_health: 'healthy',
         slots,
       };
-      spots[(n * models_a_node + at) % models]!.add(spot);
-      own.push(spot);
+      const all = spots[(n * models_a_node + at) % models]!;
+      all.add(spot);
+      own.push({ spot, spots: all });
     }
-    pools.set(slots, own);
   }
-  return { spots, pools };
+  return { spots, ledgers };
 }
 
 /** What is placed takes its slot, and the oldest gives one back, so that the fleet stays as full as it is to be. */
 function time(
-  { spots, pools }: ReturnType<typeof fleet>,
+  { spots, ledgers }: Fleet,
   decisions: number,
   labels: Record<string, string> = {},
   full = 0.5,
 ): Spread {
   const took = new Samples();
   const taken = new Set<{ spot: Spot }>();
-  const model_of = new Map(spots.flatMap((own) => [...own.all()].map((spot) => [spot, own] as const)));
   const most = NODES * SLOTS * full * (Object.keys(labels).length === 0 ? 1 : 0.1);
   const skipped = most + decisions / 10;
   const random = Math.random;
@@ -101,7 +117,7 @@ function time(
     if (n >= skipped) took.add(took_us);
     if (placement.kind === 'placed') {
       taken.add({ spot: placement.spot });
-      move(placement.spot, 1);
+      change(placement.spot, promise);
     }
     if (taken.size > most) giveOldest();
   }
@@ -111,14 +127,11 @@ function time(
   function giveOldest(): void {
     const [oldest] = taken;
     taken.delete(oldest!);
-    move(oldest!.spot, -1);
+    change(oldest!.spot, withdrawPromise);
   }
 
-  function move(spot: Spot, by: 1 | -1): void {
-    const pool = spot.slots as Pool;
-    const was_full = pool.reserved >= SLOTS;
-    pool.reserved += by;
-    if (was_full === pool.reserved >= SLOTS) return;
-    for (const other of pools.get(pool)!) model_of.get(other)!.moved(other);
+  function change({ slots }: Spot, how: typeof promise): void {
+    const ledger = ledgers.get(slots)!;
+    how(ledger, ledger.pools.get(POOL)!);
   }
 }

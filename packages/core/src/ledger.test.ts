@@ -1,6 +1,15 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { holdAnyway, newLedger, release, releaseAll, reserve, resizePools } from './ledger.ts';
+import {
+  holdAnyway,
+  newLedger,
+  promise,
+  release,
+  releaseAll,
+  reserve,
+  resizePools,
+  withdrawPromise,
+} from './ledger.ts';
 
 const pool = (capacity: number, id = 'p') => ({ id, capacity, capacity_from: 'config' });
 
@@ -13,6 +22,19 @@ describe('the slot ledger', () => {
     expect(reserve(ledger, 'p', 'k', 1)).toBe(false);
     expect(release(ledger, 'j', 1)?.reserved).toBe(0);
     expect(release(ledger, 'j', 1)).toBeUndefined();
+  });
+
+  it('counts what is promised with what is held, also when all that is held is forgotten', () => {
+    const ledger = newLedger();
+    resizePools(ledger, [pool(2)]);
+    const own = ledger.pools.get('p')!;
+    promise(ledger, own);
+    reserve(ledger, 'p', 'j', 1);
+    expect([own.reserved, reserve(ledger, 'p', 'k', 1)]).toEqual([2, false]);
+    releaseAll(ledger);
+    expect(own.reserved).toBe(1);
+    withdrawPromise(ledger, own);
+    expect(own.reserved).toBe(0);
   });
 
   it('keeps the slots of a pool that shrank or vanished until they are released', () => {

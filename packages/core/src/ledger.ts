@@ -12,7 +12,8 @@ export interface PoolLedger {
   readonly held: Set<string>;
   /** Slots kept for jobs that the store is being asked for. */
   promised: number;
-  readonly reserved: number;
+  /** Held and promised. A field, kept by `counted`: placement reads it of many pools for each request. */
+  reserved: number;
   /** Whether it was full when `turned` was last called. */
   full: boolean;
 }
@@ -44,14 +45,14 @@ export function resizePools(
     if (pool.held.size === 0) ledger.pools.delete(pool.id);
     else {
       pool.capacity = 0;
-      tellTurn(ledger, pool);
+      counted(ledger, pool);
     }
   }
   for (const { id, capacity, capacity_from } of pools) {
     const pool = ledger.pools.get(id) ?? addPool(ledger, id);
     pool.capacity = capacity;
     pool.capacity_from = capacity_from;
-    tellTurn(ledger, pool);
+    counted(ledger, pool);
   }
 }
 
@@ -67,12 +68,12 @@ export function reserve(ledger: Ledger, pool_id: string, job: string, attempt: n
 /** Keeps a slot for a job that has no name yet; a pool's promises outlive `releaseAll`, since who made them ends them. */
 export function promise(ledger: Ledger, pool: PoolLedger): void {
   pool.promised++;
-  tellTurn(ledger, pool);
+  counted(ledger, pool);
 }
 
 export function withdrawPromise(ledger: Ledger, pool: PoolLedger): void {
   pool.promised--;
-  tellTurn(ledger, pool);
+  counted(ledger, pool);
 }
 
 /** Notes a slot that is taken whether we like it or not: an attempt the node came back with. */
@@ -88,7 +89,7 @@ export function release(ledger: Ledger, job: string, attempt: number): PoolLedge
   if (pool === undefined) return undefined;
   ledger.holders.delete(key);
   pool.held.delete(key);
-  tellTurn(ledger, pool);
+  counted(ledger, pool);
   return pool;
 }
 
@@ -97,23 +98,20 @@ export function releaseAll(ledger: Ledger): void {
   ledger.holders.clear();
   for (const pool of ledger.pools.values()) {
     pool.held.clear();
-    tellTurn(ledger, pool);
+    counted(ledger, pool);
   }
 }
 
 function addPool(ledger: Ledger, id: string): PoolLedger {
-  const held = new Set<string>();
   const pool: PoolLedger = {
     id,
     capacity: 0,
     capacity_from: 'default',
     reported: null,
     full: true,
-    held,
+    held: new Set(),
     promised: 0,
-    get reserved() {
-      return held.size + pool.promised;
-    },
+    reserved: 0,
   };
   ledger.pools.set(id, pool);
   return pool;
@@ -122,10 +120,12 @@ function addPool(ledger: Ledger, id: string): PoolLedger {
 function hold(ledger: Ledger, pool: PoolLedger, key: string): void {
   pool.held.add(key);
   ledger.holders.set(key, pool);
-  tellTurn(ledger, pool);
+  counted(ledger, pool);
 }
 
-function tellTurn(ledger: Ledger, pool: PoolLedger): void {
+/** What a pool holds, has promised or can take has changed. */
+function counted(ledger: Ledger, pool: PoolLedger): void {
+  pool.reserved = pool.held.size + pool.promised;
   const full = pool.reserved >= pool.capacity;
   if (full === pool.full) return;
   pool.full = full;

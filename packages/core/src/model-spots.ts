@@ -37,10 +37,9 @@ export function newModelSpots<S extends Spot>(): ModelSpots<S> {
   const by_node = new Map<string, S[]>();
   const subsets = new Map<string, { labels: Readonly<Record<string, string>>; spots: ModelSpots<S> }>();
 
-  const whole: ModelSpots<S> = {
-    get size() {
-      return seats.size;
-    },
+  // `size` is a field, not a getter: placement would meet an object of another shape for each model.
+  const whole: ModelSpots<S> & { size: number } = {
+    size: 0,
     open: lists.slice(0, TIERS),
     patient: lists[PATIENT]!,
     all: () => seats.keys(),
@@ -68,6 +67,7 @@ export function newModelSpots<S extends Spot>(): ModelSpots<S> {
       if (own === undefined) by_node.set(spot.node.id, [spot]);
       else own.push(spot);
       sit(spot, listOf(spot));
+      whole.size = seats.size;
       for (const { labels, spots } of subsets.values()) {
         if (hasLabels(spot.node.labels, labels)) spots.add(spot);
       }
@@ -78,6 +78,7 @@ export function newModelSpots<S extends Spot>(): ModelSpots<S> {
         seats.delete(spot);
       }
       by_node.delete(node);
+      whole.size = seats.size;
       for (const { spots } of subsets.values()) spots.remove(node);
     },
     moved(spot) {

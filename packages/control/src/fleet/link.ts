@@ -101,10 +101,8 @@ export interface LinkOptions {
 }
 
 export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, events }: LinkOptions): Link {
-  let open = true;
   let faults = 0;
   let faults_since_ms = clock.now_ms();
-  let heard = 0;
   let next_stream = 1;
   let taken: ReceiveWindow = receiveWindow();
   const attempts = new ChurnMap<number, Attempt>();
@@ -112,16 +110,13 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
   const told = new Map<number, number>();
   const outbox = new Outbox(corked(ws, socket), () => clock.now_ms());
 
-  const link: Link = {
+  // Fields, not getters: an object that is made with a getter has a shape of its own, in memory and to the compiler.
+  const link: Link & { open: boolean; heard: number } = {
     epoch,
+    open: true,
     fences: true,
+    heard: 0,
     rtt_ms: 0,
-    get open() {
-      return open;
-    },
-    get heard() {
-      return heard;
-    },
     send: (message) => outbox.sendText(JSON.stringify(message)),
     offer,
     resume,
@@ -144,7 +139,7 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
     },
     alive: (within_ms) => answersPing(ws, clock, within_ms),
     close(code, error) {
-      if (!open) return;
+      if (!link.open) return;
       if (error !== undefined) link.send({ type: 'error', ...error });
       ended('closed by the control plane');
       closeSocket(ws, clock, code, error?.message ?? '');
@@ -152,7 +147,7 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
   };
 
   ws.on('message', (data: Buffer, binary: boolean) => {
-    if (!open) return;
+    if (!link.open) return;
     try {
       if (binary) onFrame(data);
       else onText(data);
@@ -224,7 +219,7 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
     if (!read.ok && read.unknown_type) return outbox.sendText(JSON.stringify(read.error));
     if (!read.ok) return fault(read.error.code as ErrorCode, read.error.message, read.error.id);
     const { message } = read;
-    if (message.type !== 'node.heartbeat') heard++;
+    if (message.type !== 'node.heartbeat') link.heard++;
     if (message.type === 'stream.credit') outbox.credit(message.stream, message.acked_offset);
     else if (message.type === 'link.ack') outbox.linkAck(message.received, heartbeat_ms);
     else {
@@ -238,7 +233,7 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
   }
 
   function onFrame(data: Buffer): void {
-    heard++;
+    link.heard++;
     const due = received(taken, data.byteLength);
     taken = due.window;
     if (due.ack !== undefined) link.send({ type: 'link.ack', received: due.ack });
@@ -274,8 +269,8 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
   }
 
   function ended(reason: string): void {
-    if (!open) return;
-    open = false;
+    if (!link.open) return;
+    link.open = false;
     for (const attempt of attempts.values()) attempt.stream = 0;
     attempts.clear();
     told.clear();
