@@ -1,11 +1,12 @@
 import { once } from 'node:events';
-import { createServer } from 'node:net';
+import { connect, createServer } from 'node:net';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { readControlConfig } from '../../packages/control/src/config.ts';
 import { runControl, StartError } from '../../packages/control/src/main.ts';
 import { memoryLog } from '../../packages/control/src/testing/memory-log.ts';
 import { openPlane, type TestPlane } from '../support/plane.ts';
 import { flotilla } from '../support/program.ts';
+import { openRawLink, rawRegistration } from '../support/raw-node.ts';
 import { embeddedPlace, quiet, testServer } from '../support/store.ts';
 
 /** The life of one control plane, from its first start to its end: each test goes on where the last one stopped. */
@@ -44,6 +45,20 @@ describe('a control plane', () => {
     expect(await adminId()).toBe(before);
     const keys = await plane.call('GET', '/api/v1/keys', { key: plane.admin_key });
     expect((keys.json as unknown as { data: unknown[] }).data).toHaveLength(1);
+  });
+
+  test('that stops has closed its port when its nodes lose their links, which dial again at once', async () => {
+    const { control, admin_key: key } = plane;
+    const token = await plane.call('POST', '/api/v1/enrolment-tokens', { key, body: {} });
+    const enrolled = await plane.call('POST', '/node/v1/enrol', {
+      body: { token: (token.json as unknown as { token: string }).token, name: 'left' },
+    });
+    const { credential } = enrolled.json as unknown as { credential: string };
+    const link = await openRawLink(`${control.url.replace('http', 'ws')}/node/v1/link`, credential);
+    link.send(rawRegistration('left'));
+    await link.next('node.registered');
+    const redialled = link.closed.then(() => once(connect(control.port, '127.0.0.1'), 'connect'));
+    await Promise.all([plane.restart(), expect(redialled).rejects.toThrow('ECONNREFUSED')]);
   });
 
   test('stops once, however often it is asked, and is gone then', async () => {

@@ -24,7 +24,7 @@ import { NO_TRACES, type Traces } from './telemetry/traces.ts';
  * One control plane, put together and taken apart.
  *
  *     starting: store ─▶ alone on it ─▶ admin key ─▶ snapshots ─▶ listening ─▶ ready
- *     stopping: not ready ─▶ gateway drained ─▶ links closed ─▶ server closed ─▶ records flushed ─▶ store closed
+ *     stopping: not ready ─▶ gateway drained ─▶ port closed ─▶ links closed ─▶ server closed ─▶ records flushed ─▶ store closed
  *
  * Detached work is not waited for: nodes go on with it, and the store knows of it.
  * What was opened is closed in the reverse order, also when a later step of the start fails.
@@ -172,6 +172,8 @@ async function start(base: Base, undo: Undo): Promise<RunningControl> {
   undo.push(() => serving.discoveries.close());
   undo.push(() => serving.fleet.close());
   await listen(app, config);
+  // Before the links are: their nodes dial again within a second, and ten thousand answers that refuse them take many.
+  undo.push(() => Promise.resolve(app.server.close()));
   if (tls !== undefined) {
     const server = app.server as unknown as TlsServer;
     const fresh = keepTlsFresh(server, tls.files, tls.pair, { clock: backgroundClock, log });
@@ -316,7 +318,7 @@ function asStartError(error: unknown, host: string, port: number): unknown {
   }
 }
 
-/** Stops listening; what still runs after the drain is given a moment, then cut. */
+/** What still runs after the drain is given a moment, then cut. */
 async function closeServer(app: FastifyInstance): Promise<void> {
   const cut = systemClock.after(LAST_ANSWERS_MS, () => app.server.closeAllConnections());
   try {
