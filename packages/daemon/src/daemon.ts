@@ -336,7 +336,7 @@ export class Daemon {
     this.#described = this.#describe();
     const { descriptor_hash, health, cut } = this.#described;
     if (cut.length > 0 && cut.join() !== before.cut.join()) {
-      this.#parts.log.warn({ cut }, 'Not all models fit into what a node may say of itself.');
+      this.#parts.log.warn({ cut }, 'Not all that is configured here can be offered.');
     }
     const same = descriptor_hash === before.descriptor_hash && JSON.stringify(targets) === this.#told_targets;
     this.#told_targets = JSON.stringify(targets);

@@ -1,7 +1,7 @@
 import { MESSAGE_MAX_BYTES, readDescriptor } from '@flotilla/protocol';
 import { describe, expect, test } from 'vitest';
 import type { BackendState } from './backends/backend-set.ts';
-import { DESCRIPTOR_MAX_BYTES, HEALTH_MAX_BYTES, describeNode } from './descriptor.ts';
+import { DESCRIPTOR_MAX_BYTES, HEALTH_MAX_BYTES, SLOTS_MOST, describeNode } from './descriptor.ts';
 import { INVENTORY_MAX_BYTES } from './link/attempts.ts';
 
 function backend(id: string, models: number): BackendState {
@@ -54,6 +54,16 @@ describe('what a node says of itself', () => {
     expect(ill.descriptor).toEqual(descriptor);
     expect(ill.health[0]!.models).toHaveLength(descriptor.backends[0]!.models.length);
     expect(ill.health[0]!.models[0]).toEqual({ id: expect.any(String), health: 'down' });
+  });
+
+  test('offers no more slots than a node can hold attempts, each backend its share, and says so', () => {
+    const { descriptor, cut } = node(
+      { ...backend('big', 1), capacity: 1500 },
+      { ...backend('small', 1), capacity: 36 },
+    );
+    expect(descriptor.pools.map(({ capacity }) => capacity)).toEqual([500, 12]);
+    expect(cut).toEqual([expect.stringContaining('1536 slots')]);
+    expect(node({ ...backend('big', 1), capacity: SLOTS_MOST }).cut).toEqual([]);
   });
 
   test('leaves room for the inventory beside it', () => {

@@ -26,6 +26,11 @@ export interface Described {
  */
 export const DESCRIPTOR_MAX_BYTES = 64 * 1024;
 export const HEALTH_MAX_BYTES = 32 * 1024;
+/**
+ * What a node has under way at once: with the results that wait for their acknowledgement (`KEPT_RESULTS_MOST`) it has to
+ * fit into the inventory. Offers beyond that would be rejected one by one, and each tried again elsewhere.
+ */
+export const SLOTS_MOST = 512;
 
 /** What fits of it: the longest lists of models are shortened, the same ones each time. */
 export function describeNode(input: DescriptorInput): Described {
@@ -67,6 +72,7 @@ function describeModels(
   const fitting = backends.map(({ models }) =>
     models.toSorted((a, b) => (a.id < b.id ? -1 : 1)).slice(0, most),
   );
+  const slots = backends.reduce((sum, { capacity }) => sum + capacity, 0);
   const descriptor: Descriptor = {
     name,
     labels,
@@ -82,7 +88,7 @@ function describeModels(
     })),
     pools: backends.map(({ target, capacity, capacity_from }) => ({
       id: target.pool,
-      capacity,
+      capacity: slots <= SLOTS_MOST ? capacity : Math.floor((capacity * SLOTS_MOST) / slots),
       capacity_from,
     })),
   };
@@ -90,11 +96,18 @@ function describeModels(
     descriptor,
     descriptor_hash: stableHash(descriptor),
     health: backends.map(({ health }, index) => healthOf(health, fitting[index]!)),
-    cut: backends.flatMap(({ id, models }) =>
-      models.length <= most
+    cut: [
+      ...backends.flatMap(({ id, models }) =>
+        models.length <= most
+          ? []
+          : [`${id} lists ${models.length} models; only the first ${most} by name are offered.`],
+      ),
+      ...(slots <= SLOTS_MOST
         ? []
-        : [`${id} lists ${models.length} models; only the first ${most} by name are offered.`],
-    ),
+        : [
+            `It has ${slots} slots, and a node offers ${SLOTS_MOST} at most: run a second node for the others.`,
+          ]),
+    ],
   };
 }
 

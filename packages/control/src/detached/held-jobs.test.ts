@@ -1,4 +1,4 @@
-import { type ClaimedJob, type ResultOutcome, newFairShare, timings } from '@flotilla/core';
+import { type ClaimedJob, type ResultOutcome, UNSETTLED_MOST, newFairShare, timings } from '@flotilla/core';
 import { ManualClock } from '@flotilla/core/testing';
 import { expect, test } from 'vitest';
 import { createBodyMemory } from '../body-memory.ts';
@@ -107,6 +107,23 @@ test('what goes back is looked for at once, also where the answer to its first w
     grants.step(job, { type: 'failed', fence: fenceOf(job.current!), ...event });
     await new Promise((over) => void setImmediate(over));
     expect(said).toContainEqual(['woken', 0]);
+  }
+});
+
+test('a node whose results wait for the store is given work again as soon as one less does', async () => {
+  for (const [others, woken] of [
+    [UNSETTLED_MOST - 1, true],
+    [UNSETTLED_MOST - 2, false],
+    [UNSETTLED_MOST, false],
+  ] as const) {
+    const { grants, job, said } = offered('accepted');
+    const { node } = job.current!;
+    node.unsettled = others;
+    grants.step(job, { type: 'completed', fence: fenceOf(job.current!), digest: 'd' });
+    expect(node.unsettled).toBe(others + 1);
+    await new Promise((over) => void setImmediate(over));
+    expect(node.unsettled).toBe(others);
+    expect(said.some((one) => JSON.stringify(one) === '["woken",0]')).toBe(woken);
   }
 });
 

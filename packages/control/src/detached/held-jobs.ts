@@ -9,6 +9,7 @@ import {
   type Log,
   type ResultOutcome,
   type UsageRecord,
+  UNSETTLED_MOST,
   type UsageWord,
   estimateUsage,
   grantedJob,
@@ -343,6 +344,7 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
       transition: Parameters<Transitions['add']>[0],
     ): Promise<ResultOutcome> {
       pending.add(attempt);
+      attempt.node.unsettled++;
       try {
         const outcome = await transitions.add(transition);
         pending.delete(attempt);
@@ -359,6 +361,9 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
           'What became of a job could not be recorded.',
         );
         throw error;
+      } finally {
+        // Exactly then may it be given work again.
+        if (attempt.node.unsettled-- === UNSETTLED_MOST) deps.woken(0);
       }
     }
   }

@@ -29,6 +29,7 @@ export interface FleetNode extends PlacementNode {
   state: PlacementNode['state'];
   stalled: boolean;
   journal_down: boolean;
+  unsettled: number;
   resting: boolean;
   cordoned: boolean;
   draining: boolean;
@@ -124,6 +125,7 @@ export function newFleetNode(
     state: 'pending',
     stalled: false,
     journal_down: false,
+    unsettled: 0,
     resting: false,
     cordoned: record.cordoned,
     draining: record.drain_deadline_at !== null,

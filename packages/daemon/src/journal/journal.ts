@@ -9,7 +9,7 @@ import {
   utimesSync,
   writeFileSync,
 } from 'node:fs';
-import { mkdir, open, rename, rm, writeFile } from 'node:fs/promises';
+import { type FileHandle, mkdir, open, rename, rm, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Clock, Log, Timer } from '@flotilla/core';
 import type { JournalHealth } from '@flotilla/protocol';
@@ -235,7 +235,7 @@ export class Journal {
     await all(
       group.map(async ([name, entry]) => {
         if (entry !== null) return;
-        await rm(join(dir, name), { force: true });
+        await remove(join(dir, name));
         this.#on_disk.delete(name);
       }),
     );
@@ -279,9 +279,8 @@ async function all(parts: Promise<void>[]): Promise<void> {
 
 async function writeEntry(path: string, parts: Uint8Array[], synced: boolean): Promise<void> {
   const temporary = `${path}${TEMPORARY}`;
-  await rm(temporary, { force: true });
   try {
-    const file = await open(temporary, 'wx', 0o600);
+    const file = await openNew(temporary);
     try {
       for (const part of parts) await file.writeFile(part);
       if (synced) await file.datasync();
@@ -294,6 +293,24 @@ async function writeEntry(path: string, parts: Uint8Array[], synced: boolean): P
     await rm(temporary, { force: true }).catch(() => undefined);
     throw error;
   }
+}
+
+/** What a crash has left under the name is taken away, not written over: it may be a link to elsewhere. */
+async function openNew(path: string): Promise<FileHandle> {
+  try {
+    return await open(path, 'wx', 0o600);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+    await rm(path, { force: true });
+    return open(path, 'wx', 0o600);
+  }
+}
+
+/** `rm` looks first what it is, at the price of the removal itself. */
+async function remove(path: string): Promise<void> {
+  await unlink(path).catch((error: NodeJS.ErrnoException) => {
+    if (error.code !== 'ENOENT') throw error;
+  });
 }
 
 async function tryDirectory(dir: string): Promise<void> {

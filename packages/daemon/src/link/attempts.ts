@@ -18,6 +18,7 @@ import {
 import type { AttemptLoad, FromLink, JournalEntry } from '../threads.ts';
 import { Attempt, type AttemptHost, type Offer } from './attempt.ts';
 import type { Backends } from './backends.ts';
+import { createJournaling, type Journaling } from './journaling.ts';
 import type { Slots } from './slots.ts';
 
 /**
@@ -51,13 +52,14 @@ export interface AttemptsTools {
  * control plane that acknowledges nothing gets no more done.
  */
 export const INVENTORY_MAX_BYTES = 152 * 1024;
-/** An item without its names, with numbers of any length. */
-const ITEM_BYTES = 160;
+/** An item without its names, with numbers of any length that occurs. */
+const ITEM_BYTES = 128;
 /**
  * Detached results that are kept at once, here and in the journal: where nobody acknowledges any, no more detached work
- * is taken on. What runs by then may still end and is kept beyond it.
+ * is taken on, until half of them are gone: else each one that is acknowledged would be told of, and the next one too.
+ * What runs by then may still end and is kept beyond it.
  */
-export const KEPT_RESULTS_MOST = 512;
+export const KEPT_RESULTS_MOST = 768;
 const KEPT_RESULTS_MAX_BYTES = 256 * 1024 * 1024;
 /** Bodies are held whole to be asked twice; the control plane's own limit is 16 MiB. */
 const BODY_MAX_BYTES = 128 * 1024 * 1024;
@@ -70,6 +72,7 @@ export class Attempts {
   readonly #attempts = new ChurnMap<string, Attempt>();
   readonly #by_stream = new ChurnMap<number, Attempt>();
   readonly #digest = new LeasesDigest();
+  readonly #journaling: Journaling;
   #inventory_bytes = 0;
   #outbox: Outbox | null = null;
   #unanswered: Attempt[] = [];
@@ -77,11 +80,13 @@ export class Attempts {
   /** Detached results that are kept, and the bytes of their answers. */
   #results = 0;
   #result_bytes = 0;
+  #journal_full = false;
   draining = false;
   #disk: JournalHealth = { health: 'healthy' };
 
   constructor(tools: AttemptsTools) {
     this.#tools = tools;
+    this.#journaling = createJournaling(tools.clock, tools.journal);
     this.#host = {
       agent: tools.agent,
       clock: tools.clock,
@@ -96,7 +101,7 @@ export class Attempts {
       finished: (attempt) => {
         if (!attempt.detached) return;
         this.#countResult(attempt, 1);
-        tools.journal({ type: 'journal_keep', entry: attempt.journalEntry });
+        this.#journaling.ended(attempt);
       },
     };
   }
@@ -106,6 +111,7 @@ export class Attempts {
     for (const entry of entries) {
       const attempt = Attempt.restored(entry, this.#host);
       this.#enter(attempt);
+      this.#journaling.restored(attempt);
       if (attempt.state === 'finished') this.#countResult(attempt, 1);
     }
   }
@@ -118,15 +124,19 @@ export class Attempts {
   }
 
   #countResult({ out }: Attempt, by: 1 | -1): void {
-    const was_full = this.#journalFull();
     this.#results += by;
     this.#result_bytes += by * out.length;
-    if (was_full !== this.#journalFull()) this.#tools.journalTurned();
+    const most = this.#journal_full ? 0.5 : 1;
+    const full =
+      this.#results >= most * KEPT_RESULTS_MOST || this.#result_bytes >= most * KEPT_RESULTS_MAX_BYTES;
+    if (full === this.#journal_full) return;
+    this.#journal_full = full;
+    this.#tools.journalTurned();
   }
 
   /** Whether detached work is taken on. */
   get journal_health(): JournalHealth {
-    if (this.#disk.health === 'down' || !this.#journalFull()) return this.#disk;
+    if (this.#disk.health === 'down' || !this.#journal_full) return this.#disk;
     return {
       health: 'down',
       reason:
@@ -180,6 +190,7 @@ export class Attempts {
   /** A link stands and has answered the inventory. */
   joined(outbox: Outbox, verdicts: readonly Verdict[]): void {
     this.#outbox = outbox;
+    this.#journaling.joined();
     this.applyVerdicts(verdicts);
     const judged = new Set(verdicts.map((verdict) => keyOf(verdict.job, verdict.attempt)));
     for (const key of this.#attempts.keys()) if (!judged.has(key)) this.#askAgainSoon();
@@ -187,11 +198,17 @@ export class Attempts {
 
   left(): void {
     this.#outbox = null;
+    this.#journaling.left();
     this.#by_stream.clear();
     this.#unanswered = [];
     this.#ask_again?.cancel();
     this.#ask_again = null;
     for (const attempt of this.#attempts.values()) attempt.stream = null;
+  }
+
+  /** This thread ends; what is left is in the journal. */
+  stop(): void {
+    this.#journaling.stop();
   }
 
   applyVerdicts(verdicts: readonly Verdict[]): void {
@@ -252,7 +269,7 @@ export class Attempts {
     }
     const attempt = new Attempt(offer, backend, this.#host);
     this.#enter(attempt);
-    if (attempt.detached) this.#tools.journal({ type: 'journal_keep', entry: attempt.journalEntry });
+    if (attempt.detached) this.#journaling.began(attempt);
     this.#by_stream.set(offer.stream, attempt);
     outbox.attach(offer.stream, attempt.out, { acked_offset: 0, head_received: false });
     // A small body comes in the same read as its offer: then `job.started` is answer enough.
@@ -268,12 +285,8 @@ export class Attempts {
     // What a process finds in its socket after it stood still may be somebody else's by now.
     if (offer.owner === STORE_OWNER && !this.#tools.leased()) return 'no_lease';
     if (offer.owner === STORE_OWNER && this.#disk.health === 'down') return 'journal_unwritable';
-    if (offer.owner === STORE_OWNER && this.#journalFull()) return 'journal_full';
+    if (offer.owner === STORE_OWNER && this.#journal_full) return 'journal_full';
     return this.#inventory_bytes + itemBytes(offer) > INVENTORY_MAX_BYTES ? 'no_slot' : undefined;
-  }
-
-  #journalFull(): boolean {
-    return this.#results >= KEPT_RESULTS_MOST || this.#result_bytes >= KEPT_RESULTS_MAX_BYTES;
   }
 
   #acceptUnanswered(): void {
@@ -367,7 +380,7 @@ export class Attempts {
     const { job, attempt: number } = attempt.offer;
     if (!this.#attempts.delete(keyOf(job, number))) return;
     if (isKept(attempt)) this.#countResult(attempt, -1);
-    if (attempt.detached) this.#tools.journal({ type: 'journal_drop', job, attempt: number });
+    if (attempt.detached) this.#journaling.gone(attempt);
     this.#digest.remove(job, number);
     this.#inventory_bytes -= itemBytes(attempt.offer);
     this.#tools.changed();

@@ -25,13 +25,13 @@ async function leave(...jobs: string[]): Promise<JournalEntry[]> {
     before.control.offer(job, detached);
     await before.control.message('job.completed', job);
   }
-  const entries = before.posts('journal_keep').map(({ entry }) => entry);
   await before.stop();
+  const entries = before.posts('journal_keep').map(({ entry }) => entry);
   return structuredClone(entries.filter(({ ended }) => ended !== null));
 }
 
 describe('the link thread', () => {
-  test('has detached work in the journal from its offer to its acknowledgement, and attached work never', async () => {
+  test('has a detached result in the journal from soon after its end to its acknowledgement, and attached work never', async () => {
     await bench.start();
     await bench.up();
     const { control } = bench;
@@ -40,14 +40,52 @@ describe('the link thread', () => {
     control.offer('job_a', detached);
     await control.message('job.completed', 'job_attached');
     const { result } = await control.message('job.completed', 'job_a');
+    await control.until(() => kept().length > 0);
     expect(kept().map(({ offer, ended }) => [offer.job, ended?.answer?.body.byteLength])).toEqual([
-      ['job_a', undefined],
       ['job_a', result.length],
     ]);
     expect(dropped()).toEqual([]);
     control.send({ type: 'result.ack', job: 'job_a', attempt: 1, outcome: 'accepted' });
     await control.until(() => dropped().length === 1);
     expect(dropped()).toEqual(['job_a']);
+  });
+
+  test('has what takes long in the journal before it has ended', async () => {
+    const { answer } = bench.backend;
+    bench.backend.answer = () => undefined;
+    await bench.start();
+    await bench.up();
+    bench.control.offer('job_long', detached);
+    await bench.control.until(() => kept().length > 0);
+    expect(kept()).toMatchObject([{ offer: { job: 'job_long' }, ended: null }]);
+    answer(bench.backend.requests[0]!);
+    await bench.control.until(() => dropped().length === 1);
+  });
+
+  test('spares the journal what is short and acknowledged at once', async () => {
+    await bench.start();
+    await bench.up();
+    const { control } = bench;
+    control.offer('job_short', detached);
+    await control.message('job.completed', 'job_short');
+    await control.until(() => bench.link.attempts.size === 0);
+    control.ack_results = false;
+    control.offer('job_kept', detached);
+    await control.until(() => kept().length > 0);
+    expect(kept().map(({ offer }) => offer.job)).toEqual(['job_kept']);
+    expect(dropped()).toEqual([]);
+  });
+
+  test('has what was not acknowledged in the journal as soon as the link is gone', async () => {
+    await bench.start(1);
+    await bench.up();
+    const { control } = bench;
+    control.ack_results = false;
+    control.offer('job_a', detached);
+    await control.message('job.completed', 'job_a');
+    control.socket!.terminate();
+    await control.until(() => bench.posts('disconnected').length === 1);
+    expect(kept().map(({ offer }) => offer.job)).toEqual(['job_a']);
   });
 
   test('sends what an earlier process left, once its control plane says that it may, and lets go when it has it', async () => {
@@ -97,7 +135,13 @@ describe('the link thread', () => {
       health: 'down',
       reason: expect.stringContaining('full'),
     });
-    control.send({ type: 'result.ack', job: 'job_0', attempt: 1, outcome: 'accepted' });
+    const acknowledge = (at: number) =>
+      control.send({ type: 'result.ack', job: `job_${at}`, attempt: 1, outcome: 'accepted' });
+    // One of which the next would be refused again is not told of.
+    for (let at = 0; at < KEPT_RESULTS_MOST / 2; at++) acknowledge(at);
+    control.offer('job_w', detached);
+    expect((await control.message('job.rejected', 'job_w')).reason).toBe('journal_full');
+    acknowledge(KEPT_RESULTS_MOST / 2);
     await control.until(() => told() === 'healthy');
     bench.link.hear({ type: 'journal_health', health: { health: 'down', reason: 'no room' } });
     await control.until(() => told() === 'down');

@@ -11,17 +11,38 @@ test.each([
 ])('lease time counts sleep, with uptime in %s', (_unit, start_s, rounding_s) => {
   let steady = 500;
   let uptime = start_s;
+  let wall = 1_790_000_000_000;
+  let readings = 0;
   const clock = openLeaseClock(
     () => steady,
-    () => uptime,
+    () => {
+      readings++;
+      return uptime;
+    },
+    () => wall,
   );
   steady += 3000;
+  wall += 3000;
   uptime += 3 + rounding_s / 2;
   expect(clock()).toBe(3000);
   // Ten minutes of sleep that the steady clock did not see.
   uptime += 600;
+  wall += 600_000;
   expect(clock()).toBeGreaterThan(600_000);
   expect(clock()).toBeLessThanOrEqual(603_000);
+  const before = readings;
+  for (let times = 0; times < 500; times++) {
+    steady += 1;
+    wall += 1;
+    clock();
+  }
+  expect(readings).toBe(before);
+  expect(clock()).toBeGreaterThan(600_500);
+  // Another sleep, of which the wall clock says nothing: it was set back meanwhile.
+  uptime += 600;
+  steady += 1001;
+  wall += 1001;
+  expect(clock()).toBeGreaterThan(1_200_000);
 });
 
 test('the lease runs from the newest acknowledged beat, by when it was sent', () => {

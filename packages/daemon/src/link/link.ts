@@ -304,6 +304,7 @@ export class Link implements SessionHost {
     // What is left has its result, which the next process of this node delivers.
     const kept = this.attempts.live;
     this.#cut += live - kept;
+    this.attempts.stop();
     this.#deadlines.stop();
     this.#reports.stop();
     await Promise.allSettled([left, this.#agent.destroy()]);
