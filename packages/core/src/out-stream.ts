@@ -68,6 +68,7 @@ export class OutStream {
   #number: number | undefined;
   #notify: ((stream: OutStream) => void) | undefined;
   #in_turn = false;
+  #wakes_soon = false;
   #paused = false;
 
   constructor(options: OutStreamOptions) {
@@ -117,7 +118,7 @@ export class OutStream {
     if (bytes.byteLength > 0) {
       this.#pieces.push(bytes);
       this.#length += bytes.byteLength;
-      this.#wake();
+      this.#wakeSoon();
     }
     if (this.#hasRoom()) return true;
     this.#paused = true;
@@ -305,6 +306,16 @@ export class OutStream {
     if (this.#in_turn || this.#notify === undefined || !this.#sendable()) return;
     this.#in_turn = true;
     this.#notify(this);
+  }
+
+  /** Events that a backend's one packet has brought, and which are pushed one after the other, go in one frame. */
+  #wakeSoon(): void {
+    if (this.#wakes_soon || this.#notify === undefined) return;
+    this.#wakes_soon = true;
+    queueMicrotask(() => {
+      this.#wakes_soon = false;
+      this.#wake();
+    });
   }
 
   #resumeProducer(): void {

@@ -138,7 +138,21 @@ describe('Outbox', () => {
     ]);
   });
 
-  test('a discarded stream sends nothing more and frees the turn of the others', () => {
+  test('pieces that are pushed in one turn go in one frame, and an end does not wait for the next turn', async () => {
+    const wire = new Wire();
+    const outbox = new Outbox(wire, () => 0);
+    const stream = responses();
+    outbox.attach(4, stream, { acked_offset: 0, head_received: true });
+    for (const event of ['one', 'two', 'three']) stream.push(Buffer.from(event));
+    await Promise.resolve();
+    const payloads = () => wire.frames.map(({ payload }) => Buffer.from(payload).toString());
+    expect(payloads()).toEqual(['onetwothree']);
+    stream.push(Buffer.from('four'));
+    stream.end('complete');
+    expect(payloads()).toEqual(['onetwothree', 'four', '\u0000']);
+  });
+
+  test('a discarded stream sends nothing more and frees the turn of the others', async () => {
     const wire = new Wire();
     const outbox = new Outbox(wire, () => 0);
     const large = responses();
@@ -150,6 +164,7 @@ describe('Outbox', () => {
     const other = responses();
     outbox.attach(2, other, { acked_offset: 0, head_received: true });
     other.push(Buffer.from('x'));
+    await Promise.resolve();
     outbox.linkAck(wire.bytes, 5000);
     expect(wire.frames.slice(sent_before).map((frame) => frame.stream)).toEqual([2]);
     expect(outbox.streams).toBe(1);
