@@ -24,6 +24,8 @@ export interface Target {
 export const MODEL = 'bench';
 /** More than any scenario has connections. */
 export const SLOTS = 2048;
+/** As many as a daemon offers. */
+const DAEMON_SLOTS = 512;
 
 /** What the targets stand on. */
 export interface Place {
@@ -35,7 +37,8 @@ export interface Place {
   profile_dir: string | undefined;
 }
 
-export type Start = (place: Place) => Promise<Target>;
+/** @param daemons where there is a node: how many, each with `DAEMON_SLOTS` */
+export type Start = (place: Place, daemons?: number) => Promise<Target>;
 
 /** By name, in the order in which reports show them. A target that cannot be here says why by being absent from `available`. */
 export const TARGETS: Record<string, { start: Start; needs?: 'postgres' | 'nats' | 'peers' }> = {
@@ -55,9 +58,11 @@ export const TARGETS: Record<string, { start: Start; needs?: 'postgres' | 'nats'
     start: (place) => flotillaProvider('Flotilla provider, PostgreSQL', place, 'postgres'),
     needs: 'postgres',
   },
-  'Flotilla node, PGlite': { start: (place) => flotillaNode('Flotilla node, PGlite', place, 'embedded') },
+  'Flotilla node, PGlite': {
+    start: (place, daemons) => flotillaNode('Flotilla node, PGlite', place, 'embedded', daemons),
+  },
   'Flotilla node, PostgreSQL': {
-    start: (place) => flotillaNode('Flotilla node, PostgreSQL', place, 'postgres'),
+    start: (place, daemons) => flotillaNode('Flotilla node, PostgreSQL', place, 'postgres', daemons),
     needs: 'postgres',
   },
   'Flotilla node, two replicas': { start: twoReplicas, needs: 'nats' },
@@ -159,10 +164,16 @@ async function flotillaProvider(name: string, place: Place, store: 'embedded' | 
   return ofWorld(name, world, await benchKey(plane), plane.url, [plane.program().pid]);
 }
 
-async function flotillaNode(name: string, place: Place, store: 'embedded' | 'postgres'): Promise<Target> {
+async function flotillaNode(
+  name: string,
+  place: Place,
+  store: 'embedded' | 'postgres',
+  daemons = 1,
+): Promise<Target> {
   const world = await openFlotilla(place, store);
-  const node = await joinNode(world, place);
-  const pids = [world.plane.program().pid, node.program().pid];
+  const nodes: TestNode[] = [];
+  while (nodes.length < daemons) nodes.push(await joinNode(world, place, `bench-${nodes.length}`));
+  const pids = [world.plane.program().pid, ...nodes.map((node) => node.program().pid)];
   return ofWorld(name, world, await benchKey(world.plane), world.plane.url, pids);
 }
 
@@ -198,10 +209,10 @@ export function openFlotilla(
   });
 }
 
-export function joinNode(world: World, { backend_port }: Place): Promise<TestNode> {
+export function joinNode(world: World, { backend_port }: Place, name = 'bench'): Promise<TestNode> {
   return world.node({
-    name: 'bench',
-    backends: [{ url: `http://127.0.0.1:${backend_port}/v1`, slots: SLOTS }],
+    name,
+    backends: [{ url: `http://127.0.0.1:${backend_port}/v1`, slots: DAEMON_SLOTS }],
     env: { FLOTILLA_LOG_LEVEL: 'warn' },
   });
 }
