@@ -29,7 +29,7 @@ export function isId(kind: IdKind, value: string): boolean {
 
 /** Encodes 16 bytes as 26 base32 characters, most significant bit first (the first character holds 3 bits). */
 export function encodeBase32(bytes: Uint8Array): string {
-  let text = '';
+  const codes: number[] = [];
   let buffer = 0;
   let bits = 2; // 130 bits in 26 characters: two leading zero bits
   for (const byte of bytes) {
@@ -37,11 +37,12 @@ export function encodeBase32(bytes: Uint8Array): string {
     bits += 8;
     while (bits >= 5) {
       bits -= 5;
-      text += ALPHABET[(buffer >>> bits) & 31];
+      codes.push(ALPHABET.charCodeAt((buffer >>> bits) & 31));
     }
     buffer &= (1 << bits) - 1;
   }
-  return text;
+  // At once: text that grows by a character is many texts.
+  return String.fromCharCode(...codes);
 }
 
 /**

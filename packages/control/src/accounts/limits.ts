@@ -94,6 +94,7 @@ interface Held {
 export function createLimits(clock: Clock, spending: readonly KeySpending[] = []): OwnLimits {
   // One entry a key that ever asked: as many as there are keys.
   const accounts = new Map<string, Account>();
+  const books: Books = { clock, count, headersOf };
   for (const { key, ...spent } of spending) accounts.set(key, newAccount(spent));
 
   return {
@@ -108,7 +109,7 @@ export function createLimits(clock: Clock, spending: readonly KeySpending[] = []
       const window = runs ? account.windows[period] : null;
       if (window !== null) addReservation(window, tokens);
       const nothing = { requests: null, tokens: null, taken: 0, size: null, in_place: false };
-      return admission(account, { window, estimate: tokens, ...nothing });
+      return new OwnAdmission(books, account, { window, estimate: tokens, ...nothing });
     },
     settled(row, before) {
       const { key, created_at } = row;
@@ -135,51 +136,15 @@ export function createLimits(clock: Clock, spending: readonly KeySpending[] = []
     if (requests !== null) takeTokens(requests.bucket, requests.per_minute, 1, now_ms);
     if (tokens !== null) takeTokens(tokens.bucket, tokens.per_minute, taken, now_ms);
     account.in_flight += 1;
-    return admission(account, { window, estimate, requests, tokens, taken, size, in_place: true });
-  }
-
-  function admission(account: Account, held: Held): Admission {
-    const { window, estimate, requests, tokens, taken, size } = held;
-    let { in_place } = held;
-    let state: 'open' | 'settled' | 'over' = 'open';
-    let settled: { cost: TokenUsage; created_at: number } | null = null;
-    const put = (cost: number) => {
-      if (window !== null) dropReservation(window, estimate);
-      // A rate that was changed meanwhile has begun anew.
-      if (tokens !== null) giveTokens(tokens.bucket, tokens.per_minute, taken - cost, clock.now_ms());
-    };
-    return {
-      headers: headersOf(account),
-      reserved: estimate,
-      release() {
-        if (in_place) account.in_flight -= 1;
-        in_place = false;
-      },
-      undo() {
-        if (state === 'open') {
-          state = 'over';
-          put(0);
-          if (requests !== null) giveTokens(requests.bucket, requests.per_minute, 1, clock.now_ms());
-        }
-        return headersOf(account);
-      },
-      settle(usage, created_at) {
-        if (state !== 'open') return;
-        state = 'settled';
-        settled = { cost: usage, created_at };
-        put(costOf(usage));
-        count(account, costOf(usage), created_at);
-        if (size !== null) learnUsage(account.estimator, size, usage);
-      },
-      recorded() {
-        if (state === 'settled') state = 'over';
-      },
-      forget() {
-        if (state !== 'settled' || settled === null) return;
-        state = 'over';
-        spend(account.windows, -costOf(settled.cost), settled.created_at);
-      },
-    };
+    return new OwnAdmission(books, account, {
+      window,
+      estimate,
+      requests,
+      tokens,
+      taken,
+      size,
+      in_place: true,
+    });
   }
 
   function count(account: Account, cost: number, created_at: number): void {
@@ -250,6 +215,7 @@ export function createLimits(clock: Clock, spending: readonly KeySpending[] = []
   }
 
   function headersOf(account: Account): Record<string, string> {
+    if (account.requests === null && account.tokens === null) return NO_HEADERS;
     const now_ms = clock.now_ms();
     return {
       ...rateHeaders('requests', leftIn(account.requests, now_ms)),
@@ -277,4 +243,76 @@ function leftIn(rate: Rate | null, now_ms: number): RateLeft | null {
 
 export function costOf({ prompt_tokens, completion_tokens }: TokenUsage): number {
   return prompt_tokens + completion_tokens;
+}
+
+const NO_HEADERS: Record<string, string> = Object.freeze({});
+
+interface Books {
+  clock: Clock;
+  count(account: Account, cost: number, created_at: number): void;
+  headersOf(account: Account): Record<string, string>;
+}
+
+/** Little more than what it holds: a hundred thousand detached jobs have one each, for as long as they wait. */
+class OwnAdmission implements Admission {
+  readonly headers: Record<string, string>;
+  readonly #books: Books;
+  readonly #account: Account;
+  readonly #held: Held;
+  #state: 'open' | 'settled' | 'over' = 'open';
+  #settled: { cost: number; created_at: number } | null = null;
+
+  constructor(books: Books, account: Account, held: Held) {
+    this.#books = books;
+    this.#account = account;
+    this.#held = held;
+    this.headers = books.headersOf(account);
+  }
+
+  get reserved(): number {
+    return this.#held.estimate;
+  }
+
+  release(): void {
+    if (this.#held.in_place) this.#account.in_flight -= 1;
+    this.#held.in_place = false;
+  }
+
+  undo(): Record<string, string> {
+    const { requests } = this.#held;
+    if (this.#state === 'open') {
+      this.#state = 'over';
+      this.#put(0);
+      if (requests !== null) giveTokens(requests.bucket, requests.per_minute, 1, this.#books.clock.now_ms());
+    }
+    return this.#books.headersOf(this.#account);
+  }
+
+  settle(usage: TokenUsage, created_at: number): void {
+    if (this.#state !== 'open') return;
+    const cost = costOf(usage);
+    this.#state = 'settled';
+    this.#settled = { cost, created_at };
+    this.#put(cost);
+    this.#books.count(this.#account, cost, created_at);
+    if (this.#held.size !== null) learnUsage(this.#account.estimator, this.#held.size, usage);
+  }
+
+  recorded(): void {
+    if (this.#state === 'settled') this.#state = 'over';
+  }
+
+  forget(): void {
+    if (this.#state !== 'settled' || this.#settled === null) return;
+    this.#state = 'over';
+    spend(this.#account.windows, -this.#settled.cost, this.#settled.created_at);
+  }
+
+  #put(cost: number): void {
+    const { window, tokens, estimate, taken } = this.#held;
+    if (window !== null) dropReservation(window, estimate);
+    // A rate that was changed meanwhile has begun anew.
+    if (tokens !== null)
+      giveTokens(tokens.bucket, tokens.per_minute, taken - cost, this.#books.clock.now_ms());
+  }
 }

@@ -15,6 +15,7 @@ test.each([
 ])('of an answer with %s and %j: %s', (status, text, fault) => {
   const collector = new Collector({
     limit_bytes: 1000,
+    request_bytes: 0,
     memory: createBodyMemory(1000),
     started() {},
     credit() {},

@@ -5,10 +5,11 @@ import type { Attempt, AttemptResult } from '../dispatch/attempt.ts';
 
 /**
  * The answer of a detached job as it comes in. Nobody waits on a connection for it, so it is kept whole, up to a bound,
- * until it is committed as the job's result.
+ * until it is committed as the job's result. Its request is in the budget of bodies for as long.
  */
 export interface CollectorDeps {
   limit_bytes: number;
+  request_bytes: number;
   memory: BodyMemory;
   started(attempt: Attempt): void;
   credit(attempt: Attempt, offset: number): void;
@@ -26,9 +27,11 @@ export class Collector implements JobSink {
   /** Of the budget, until the answer is committed or void. */
   #held = 0;
   #credited = 0;
+  #closed = false;
 
   constructor(deps: CollectorDeps) {
     this.#deps = deps;
+    deps.memory.take(deps.request_bytes);
   }
 
   started(attempt: Attempt): void {
@@ -44,7 +47,7 @@ export class Collector implements JobSink {
       return this.#deps.overflowed(attempt);
     }
     // A copy: the bytes are part of a larger frame's memory, which would be kept with them.
-    this.#chunks.push(Uint8Array.from(bytes));
+    this.#chunks.push(new Uint8Array(bytes));
     this.#deps.memory.take(bytes.byteLength);
     this.#held += bytes.byteLength;
     if (this.#bytes - this.#credited < CREDIT_EVERY_BYTES) return;
@@ -60,9 +63,16 @@ export class Collector implements JobSink {
     this.#credited = 0;
   }
 
+  /** Neither is needed any longer. */
+  close(): void {
+    this.discard();
+    if (!this.#closed) this.#deps.memory.give(this.#deps.request_bytes);
+    this.#closed = true;
+  }
+
   /** A success is JSON: whoever reads it is told so, without a second look. */
   fault({ status }: AttemptResult): string | null {
-    return status < 400 && !isJson(Buffer.concat(this.#chunks)) ? 'the answer is not JSON' : null;
+    return status < 400 && !isJson(this.#whole()) ? 'the answer is not JSON' : null;
   }
 
   /** Ends are the owner's to carry out: see held-jobs.ts. */
@@ -70,14 +80,19 @@ export class Collector implements JobSink {
 
   /** Hands the answer over, once. Undefined: the bytes are no text that can be kept. */
   text(): string | undefined {
-    const chunks = this.#chunks;
+    const whole = this.#whole();
     this.#chunks = [];
     try {
-      const text = decoder.decode(Buffer.concat(chunks, this.#bytes));
+      const text = decoder.decode(whole);
       return text.includes('\0') ? undefined : text;
     } catch {
       return undefined;
     }
+  }
+
+  #whole(): Uint8Array {
+    const [first, ...others] = this.#chunks;
+    return first !== undefined && others.length === 0 ? first : Buffer.concat(this.#chunks);
   }
 }
 

@@ -287,13 +287,12 @@ export function startDetached(deps: DetachedDeps): Detached {
   }
 
   async function accept(submission: Submission, admission: Admission): Promise<Acceptance> {
-    const { principal, size: _size, model, operation, ...rest } = submission;
-    const { key } = principal;
+    const { model, operation, priority } = submission;
+    const { key } = submission.principal;
     const now = clock.wall_ms();
     const lane = laneText({ model, operation, labels: key.node_labels, pin: null, avoid: [] });
-    const order_key = orderKey(dispatcher.share, key.id, rest.priority, now, dispatcher.headOf(model));
+    const order_key = orderKey(dispatcher.share, key.id, priority, now, dispatcher.headOf(model));
     const job: DetachedJob = {
-      ...rest,
       id: makeId('job', now, random.bytes(10)),
       kind: 'inference',
       replica,
@@ -305,6 +304,15 @@ export function startDetached(deps: DetachedDeps): Detached {
       on_node_loss: 'requeue',
       // Each target of a route may fail it once before the last one begins to use up its attempts.
       max_attempts: MAX_ATTEMPTS + Math.max(0, dispatcher.deps.places.tiers(model).length - 1),
+      request_id: submission.request_id,
+      traceparent: submission.traceparent,
+      request: submission.request,
+      priority,
+      metadata: submission.metadata,
+      queue_timeout_ms: submission.queue_timeout_ms,
+      run_timeout_ms: submission.run_timeout_ms,
+      retention_ms: submission.retention_ms,
+      idempotency: submission.idempotency,
       reserved_tokens: admission.reserved,
       created_at: now,
     };
@@ -315,7 +323,7 @@ export function startDetached(deps: DetachedDeps): Detached {
     if ('accepted' in acceptance) {
       metrics.detachedAccepted();
       reservations.hold(job.id, admission);
-      ready.note(lane, order_key, rest.priority);
+      ready.note(lane, order_key, priority);
       claims.wake();
       upkeep.wakeIn(job.queue_timeout_ms);
     } else refund(dispatcher.share, key.id);

@@ -104,8 +104,6 @@ const LOST = 'The node was lost.';
 export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
   const { clock, grants, transitions, watchers, log } = deps;
   const jobs = new ChurnMap<string, ActiveJob>();
-  /** Those whose requests are in the budget of bodies. */
-  const counted = new WeakSet<ActiveJob>();
   /** Ended by the store: their rules have nothing to say to it. */
   const moot = new WeakSet<ActiveJob>();
   return {
@@ -174,6 +172,7 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
     const lane = readLane(claimed.lane);
     const operation = claimed.operation as Operation;
     const labels = lane?.labels ?? {};
+    const body = Buffer.from(claimed.request ?? '');
     const job: ActiveJob = {
       id: claimed.id,
       capability: claimed.model,
@@ -186,7 +185,7 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
         key: claimed.key ?? '',
         model: claimed.model,
         operation,
-        body: Buffer.from(claimed.request ?? ''),
+        body,
         streaming: false,
         add_usage: false,
         labels,
@@ -199,6 +198,7 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
       },
       sink: new Collector({
         limit_bytes: deps.settings.result_limit_bytes,
+        request_bytes: body.byteLength,
         memory: deps.memory,
         started: () => started(job, claimed),
         credit: (attempt, offset) => grants.credit(attempt, offset),
@@ -211,8 +211,8 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
         operation,
         labels,
         pin: lane?.pin ?? null,
-        avoid: new Set(lane?.avoid ?? []),
-        refused_by: new Set(),
+        avoid: lane === undefined || lane.avoid.length === 0 ? NOBODY : new Set(lane.avoid),
+        refused_by: NOBODY,
         affinity: null,
         fenced: true,
       },
@@ -228,8 +228,6 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
       retry_timer: null,
       recorded: true,
     };
-    counted.add(job);
-    deps.memory.take(job.request.body.byteLength);
     return job;
   }
 
@@ -270,7 +268,7 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
 
   function ownerOf(claimed: ClaimedJob): JobOwner {
     const fence = bare(claimed);
-    const pending = new Set<Attempt>();
+    let pending: Attempt | null = null;
     const owner: JobOwner = {
       requeue(job) {
         slotHeld(job);
@@ -320,7 +318,7 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
       },
       acknowledge(attempt, outcome) {
         // What the rules accepted is said by the store, once it is committed.
-        if (pending.has(attempt)) attempt.unanswered = true;
+        if (pending === attempt) attempt.unanswered = true;
         else answer(attempt, outcome);
       },
     };
@@ -343,11 +341,11 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
       attempt: Attempt,
       transition: Parameters<Transitions['add']>[0],
     ): Promise<ResultOutcome> {
-      pending.add(attempt);
+      pending = attempt;
       attempt.node.unsettled++;
       try {
         const outcome = await transitions.add(transition);
-        pending.delete(attempt);
+        pending = null;
         forget(job);
         watchers.moved(job.id);
         // A statement sent twice says `duplicate` to its own first time: the node needs no other word for it.
@@ -488,8 +486,7 @@ export function createHeldJobs(deps: HeldJobsDeps): HeldJobs {
 
   /** Its bodies are needed no longer. */
   function forget(job: ActiveJob): void {
-    collectorOf(job).discard();
-    if (counted.delete(job)) deps.memory.give(job.request.body.byteLength);
+    collectorOf(job).close();
     if (jobs.get(job.id) === job) jobs.delete(job.id);
   }
 }
@@ -539,6 +536,8 @@ function spotOf(
     slots: node.ledger.pools.get(pool) ?? NO_POOL,
   };
 }
+
+const NOBODY: ReadonlySet<string> = new Set();
 
 const NO_POOL = {
   id: 'unknown',

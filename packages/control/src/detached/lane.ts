@@ -38,8 +38,16 @@ export function laneAfter(text: string, node: string): string {
   return laneText({ ...lane, avoid: [...others, node].slice(-AVOIDED_MOST) });
 }
 
+let last: { text: string; lane: DetachedLane | undefined } = { text: '', lane: undefined };
+
 /** Undefined: a lane that a later version made; its jobs are for replicas of that version. */
 export function readLane(text: string): DetachedLane | undefined {
+  // Jobs that are claimed together are mostly of one lane.
+  if (last.text !== text) last = { text, lane: parseLane(text) };
+  return last.lane;
+}
+
+function parseLane(text: string): DetachedLane | undefined {
   try {
     const [model, operation, labels, pin, avoid] = laneSchema.parse(JSON.parse(text));
     return { model, operation, labels: Object.fromEntries(labels), pin, avoid };

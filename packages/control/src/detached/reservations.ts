@@ -1,4 +1,13 @@
-import type { Clock, KeyRecord, Log, Reservation, Store, UsageRecord, UsageWord } from '@flotilla/core';
+import {
+  ChurnMap,
+  type Clock,
+  type KeyRecord,
+  type Log,
+  type Reservation,
+  type Store,
+  type UsageRecord,
+  type UsageWord,
+} from '@flotilla/core';
 import type { TokenUsage } from '@flotilla/protocol';
 import type { Admission } from '../accounts/admission.ts';
 import type { Limits } from '../accounts/limits.ts';
@@ -77,7 +86,7 @@ interface Found {
 
 export function createReservations(deps: ReservationsDeps): Reservations {
   const { clock, log, store, limits } = deps;
-  const admissions = new Map<string, Admission>();
+  const admissions = new ChurnMap<string, Admission>();
   /** The last ones that were settled. */
   const ended = new Set<string>();
   const looks = new Batcher<Look, Found>({

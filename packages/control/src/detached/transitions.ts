@@ -13,6 +13,8 @@ type Transition =
   | { type: 'requeue'; row: Requeue }
   | { type: 'finish'; row: Finish };
 
+type Waiting = Transition & { readonly since_ms: number };
+
 export interface Transitions {
   readonly waiting: number;
   /** Those whose attempt's end is on its way. */
@@ -35,16 +37,14 @@ const BYTES_MOST = 4 * 1024 * 1024;
 const COMMIT_WITHIN_MS = 24 * 3_600_000;
 
 export function openTransitions({ store, clock, flushed }: TransitionDeps): Transitions {
-  const ends = new Set<Transition>();
-  const begun_ms = new WeakMap<Transition, number>();
-  const batcher = new Batcher<Transition, ResultOutcome>({
+  const batcher = new Batcher<Waiting, ResultOutcome>({
     flush,
     ping: () => store.ping(),
     clock,
     flushed,
     max_rows: ROWS_MOST,
     weigh: {
-      bytesOf: (item) => (item.type === 'finish' ? (item.row.result?.length ?? 0) : 0),
+      bytesOf: ({ type, row }) => (type === 'finish' ? (row.result?.length ?? 0) : 0),
       max_bytes: BYTES_MOST,
     },
     max_waiting: 100_000,
@@ -55,22 +55,17 @@ export function openTransitions({ store, clock, flushed }: TransitionDeps): Tran
     get waiting() {
       return batcher.waiting;
     },
-    jobs: () => [...ends].map(({ row }) => row.id),
-    async add(transition) {
-      if (transition.type === 'start') begun_ms.set(transition, clock.now_ms());
-      else ends.add(transition);
-      try {
-        return await batcher.add(transition, clock.now_ms() + COMMIT_WITHIN_MS);
-      } finally {
-        ends.delete(transition);
-      }
+    jobs: () => batcher.rows().flatMap(({ type, row }) => (type === 'start' ? [] : [row.id])),
+    add(transition) {
+      const now_ms = clock.now_ms();
+      return batcher.add({ ...transition, since_ms: now_ms }, now_ms + COMMIT_WITHIN_MS);
     },
     close: (latest_ms) => batcher.close(latest_ms),
   };
 
-  async function flush(batch: Transition[]): Promise<ResultOutcome[]> {
-    const answers = new Map<Transition, ResultOutcome>();
-    const note = (items: Transition[], outcomes: ResultOutcome[]) =>
+  async function flush(batch: Waiting[]): Promise<ResultOutcome[]> {
+    const answers = new Map<Waiting, ResultOutcome>();
+    const note = (items: Waiting[], outcomes: ResultOutcome[]) =>
       items.forEach((item, place) => answers.set(item, outcomes[place]!));
     const ends = batch.filter((item) => item.type === 'finish');
     const ended = new Map(ends.map((item) => [fenceText(item.row), item]));
@@ -84,7 +79,7 @@ export function openTransitions({ store, clock, flushed }: TransitionDeps): Tran
       const rows = ends.map(({ row }) => {
         const start = started.get(fenceText(row));
         if (start === undefined) return row;
-        return { ...row, started_ago_ms: Math.max(0, Math.round(clock.now_ms() - begun_ms.get(start)!)) };
+        return { ...row, started_ago_ms: Math.max(0, Math.round(clock.now_ms() - start.since_ms)) };
       });
       note(ends, await store.finishJobs(rows));
     }

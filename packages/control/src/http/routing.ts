@@ -185,17 +185,25 @@ export function readShape(schema: z.ZodType, value: unknown, place: 'path' | 'qu
 
 /** Where there is text that no store takes. Looked for once, here, so that nobody behind this needs to. */
 function unsoundText(value: unknown): string | undefined {
-  const waiting: [path: string, value: unknown][] = [['', value]];
+  if (typeof value === 'string') return isSound(value) ? undefined : '';
+  const waiting = [{ path: '', at: value }];
   for (let next = waiting.pop(); next !== undefined; next = waiting.pop()) {
-    const [path, at] = next;
-    if (typeof at === 'string' && (at.includes('\0') || !at.isWellFormed())) return path;
+    const { path, at } = next;
     if (typeof at !== 'object' || at === null) continue;
-    for (const [name, member] of Object.entries(at)) {
-      if (name.includes('\0') || !name.isWellFormed()) return path;
-      waiting.push([path === '' ? name : `${path}.${name}`, member]);
+    for (const name of Object.keys(at)) {
+      if (!isSound(name)) return path;
+      const member = (at as Record<string, unknown>)[name];
+      if (typeof member === 'string' ? isSound(member) : typeof member !== 'object') continue;
+      const below = path === '' ? name : `${path}.${name}`;
+      if (typeof member === 'string') return below;
+      waiting.push({ path: below, at: member });
     }
   }
   return undefined;
+}
+
+function isSound(text: string): boolean {
+  return !text.includes('\0') && text.isWellFormed();
 }
 
 /** The first problem, in words that name the field. */

@@ -84,6 +84,10 @@ export class Batcher<Row, Result> {
     return this.#waiting;
   }
 
+  rows(): Row[] {
+    return [...this.#flying, ...this.#queue].filter((entry) => !entry.settled).map(({ row }) => row);
+  }
+
   /** Since when the store has not taken a row, by the clock's `now_ms`; null: it works, or nothing was tried. */
   get failing_since_ms(): number | null {
     if (this.#first_failure_ms !== null) return this.#first_failure_ms;
@@ -223,7 +227,7 @@ export class Batcher<Row, Result> {
     try {
       const results = (await this.#options.flush(entries.map(({ row }) => row))) ?? [];
       failed = false;
-      for (const [index, entry] of entries.entries()) this.#resolve(entry, results[index] as Result);
+      entries.forEach((entry, index) => this.#resolve(entry, results[index] as Result));
     } finally {
       this.#options.flushed?.({ rows: entries.length, duration_ms: clock.now_ms() - started_ms, failed });
     }
