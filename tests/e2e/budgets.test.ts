@@ -67,6 +67,24 @@ describe('what a control plane spends', () => {
     expect(Object.keys(others).filter((name) => name !== 'record-open')).toEqual([]);
   });
 
+  test('a detached job is accepted, claimed and ended with a statement each, and begun with no other', async () => {
+    for (let n = 0; n < REQUESTS; n++) await detached(1);
+    const { 'start-jobs': starts = 0, ...others } = beyondTime(await costs());
+    expect(others).toEqual({ 'accept-jobs': REQUESTS, 'claim-jobs': REQUESTS, 'finish-jobs': REQUESTS });
+    // Where a busy machine reads its node's messages in two turns.
+    expect(starts).toBeLessThan(REQUESTS / 2);
+  });
+
+  test('detached jobs of one batch share their statements', async () => {
+    await detached(TOGETHER);
+    const spent = beyondTime(await costs());
+    expect(spent).toMatchObject({ 'accept-jobs': 1 });
+    expect(spent['claim-jobs']).toBeLessThan(TOGETHER / 10);
+    expect(spent['start-jobs'] ?? 0).toBeLessThan(TOGETHER / 4);
+    expect(spent['finish-jobs']).toBeLessThan(TOGETHER / 4);
+    expect(Object.keys(spent)).toHaveLength(spent['start-jobs'] === undefined ? 3 : 4);
+  });
+
   test('of a request the body is put together once and read once, and copied no more', async () => {
     const content = 'x'.repeat(200_000);
     await answered(await asked(content));
@@ -139,10 +157,12 @@ describe('what a control plane spends', () => {
   }
 
   type Offer = ControlMessageOf<'job.offer'> | undefined;
-  interface Asked {
+  interface Offered {
     job: string;
     attempt: number;
     stream: number;
+  }
+  interface Asked extends Offered {
     reply: Promise<Response>;
   }
 
@@ -150,6 +170,10 @@ describe('what a control plane spends', () => {
   async function asked(content: string): Promise<Asked> {
     const reply = world.plane.chat({ model: 'raw', messages: [{ role: 'user', content }] });
     reply.catch(() => undefined);
+    return { ...(await offered()), reply };
+  }
+
+  async function offered(): Promise<Offered> {
     const { job, attempt, stream } = await until('it is offered', () => {
       const offer = link.heard.find(
         (message) => message.type === 'job.offer' && !taken.has(message.job),
@@ -165,14 +189,16 @@ describe('what a control plane spends', () => {
       0,
     );
     link.send({ type: 'link.ack', received });
-    return { job, attempt, stream, reply };
+    return { job, attempt, stream };
   }
 
   /** Sends a whole answer, and waits until the client has it. */
-  async function answered(
-    { job, attempt, stream, reply }: Asked,
-    answer = chatAnswer('Hello'),
-  ): Promise<void> {
+  async function answered({ reply, ...offer }: Asked, answer = chatAnswer('Hello')): Promise<void> {
+    done(offer, answer);
+    expect(await (await reply).text()).toBe(answer);
+  }
+
+  function done({ job, attempt, stream }: Offered, answer: string): void {
     const headers = { 'content-type': 'application/json' };
     const usage = { prompt_tokens: 1, completion_tokens: 1, cached_tokens: 0, estimated: false };
     link.send({ type: 'job.started', job, attempt });
@@ -187,7 +213,18 @@ describe('what a control plane spends', () => {
       result: { status: 200, length: answer.length },
       usage,
     });
-    expect(await (await reply).text()).toBe(answer);
+  }
+
+  async function detached(jobs: number): Promise<void> {
+    const job = { model: 'raw', request: { messages: [{ role: 'user', content: 'Hello' }] } };
+    const { data } = await world.plane.send<{ data: { id: string }[] }>('POST', '/api/v1/jobs/batch', {
+      jobs: Array.from({ length: jobs }, () => job),
+    });
+    for (const _ of data) done(await offered(), chatAnswer('Hello'));
+    await until('their results are committed', () => {
+      const acknowledged = link.heard.flatMap((said) => (said.type === 'result.ack' ? [said.job] : []));
+      return data.every(({ id }) => acknowledged.includes(id));
+    });
   }
 
   /** Since the last time. */

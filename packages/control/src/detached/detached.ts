@@ -128,6 +128,8 @@ export function startDetached(deps: DetachedDeps): Detached {
     flushed,
     max_rows: ACCEPTED_MOST,
     weigh: { bytesOf: ({ request }) => request.length, max_bytes: ACCEPTED_BYTES_MOST },
+    // The jobs of a batch come in one go: the first would go alone, and all others would wait for its commit.
+    gather: () => Promise.resolve(),
   });
   const reservations = createReservations({
     clock,
