@@ -16,11 +16,21 @@ export interface RateLeft {
 /** In OpenAI's names and form; nothing where there is no such limit. */
 export function rateHeaders(kind: 'requests' | 'tokens', left: RateLeft | null): Record<string, string> {
   if (left === null) return {};
-  return {
-    [`x-ratelimit-limit-${kind}`]: String(left.limit),
-    [`x-ratelimit-remaining-${kind}`]: String(left.remaining),
-    [`x-ratelimit-reset-${kind}`]: resetText(left.reset_ms),
-  };
+  const limit = String(left.limit);
+  const remaining = String(left.remaining);
+  const reset = resetText(left.reset_ms);
+  // Names that are put together would be looked up anew with every request.
+  return kind === 'requests'
+    ? {
+        'x-ratelimit-limit-requests': limit,
+        'x-ratelimit-remaining-requests': remaining,
+        'x-ratelimit-reset-requests': reset,
+      }
+    : {
+        'x-ratelimit-limit-tokens': limit,
+        'x-ratelimit-remaining-tokens': remaining,
+        'x-ratelimit-reset-tokens': reset,
+      };
 }
 
 export function rateLeft({ bucket, per_minute }: Rate, now_ms: number): RateLeft {

@@ -52,7 +52,7 @@ export interface ActiveJob extends Waiting {
   /** First offer, for the queue time. */
   offered_ms: number | null;
   queued: boolean;
-  deadline_timer: Timer | null;
+  deadline_timer: { readonly timer: Timer; readonly at_ms: number } | null;
   record_timer: Timer | null;
   retry_timer: Timer | null;
   /** A row of it is in the store already. */

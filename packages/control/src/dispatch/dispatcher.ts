@@ -325,7 +325,7 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
 
   function finish(job: ActiveJob, { state, code, message, result }: RuledEnd): void {
     leaveRoom(job);
-    job.deadline_timer?.cancel();
+    job.deadline_timer?.timer.cancel();
     job.record_timer?.cancel();
     job.retry_timer?.cancel();
     jobs.delete(job.id);
@@ -389,13 +389,17 @@ export function createDispatcher(deps: DispatcherDeps): Dispatcher {
   }
 
   function armDeadline(job: ActiveJob): void {
-    job.deadline_timer?.cancel();
     const { deadline_ms } = job.kernel;
     if (deadline_ms === null || !isOpen(job.kernel)) return;
-    job.deadline_timer = clock.after(Math.max(0, deadline_ms - clock.now_ms()), () => {
+    // With its start a job's deadline moves on, and hardly any is reached: a timer that fires early looks, and is set again.
+    if (job.deadline_timer !== null && job.deadline_timer.at_ms <= deadline_ms) return;
+    job.deadline_timer?.timer.cancel();
+    const timer = clock.after(Math.max(0, deadline_ms - clock.now_ms()), () => {
+      job.deadline_timer = null;
       grants.step(job, { type: 'deadline' });
       if (isOpen(job.kernel)) armDeadline(job);
     });
+    job.deadline_timer = { timer, at_ms: deadline_ms };
   }
 
   function record(job: ActiveJob): void {

@@ -29,6 +29,9 @@ export class Client {
   #with_socket = false;
   #ending = false;
   #closed = false;
+  /** Since when the socket has something that it has not taken; null: it has nothing. */
+  #waiting_since_ms: number | null = null;
+  /** Looks whether it still has: one for a whole stream, not one for each of its pieces. */
   #stall: Timer | null = null;
 
   constructor(response: ServerResponse, clock: Clock, stall_ms: number, events: ClientEvents) {
@@ -71,8 +74,7 @@ export class Client {
     this.#response.writeHead(status, { ...headers, 'content-length': body.byteLength });
     this.#ending = true;
     if (body.byteLength > PIECE_BYTES) return this.write(body, false);
-    this.#armStall();
-    this.#response.end(body);
+    this.#endResponse(body);
   }
 
   /** The connection is cut, so that nobody takes what was sent for a whole answer. */
@@ -83,18 +85,15 @@ export class Client {
   #next(): void {
     if (this.#with_socket || this.#closed) return;
     if (this.#waiting.length === 0) {
-      if (this.#ending && !this.#response.writableEnded) {
-        this.#armStall();
-        this.#response.end();
-      }
+      if (this.#ending && !this.#response.writableEnded) this.#endResponse();
       return;
     }
     const { bytes, counted } = this.#takePiece();
     this.#with_socket = true;
-    this.#armStall();
+    this.#waitForSocket();
     this.#response.write(bytes, (error) => {
       this.#with_socket = false;
-      this.#stall?.cancel();
+      this.#waiting_since_ms = null;
       if ((error !== null && error !== undefined) || this.#closed) return;
       if (counted > 0) this.#events.taken(counted);
       this.#next();
@@ -116,12 +115,27 @@ export class Client {
     return { bytes: parts.length === 1 ? parts[0]! : Buffer.concat(parts, size), counted };
   }
 
-  #armStall(): void {
-    this.#stall?.cancel();
-    this.#stall = this.#clock.after(this.#stall_ms, () => {
-      this.#gone(`it took nothing for ${this.#stall_ms} ms`);
-      this.#response.destroy();
-    });
+  #endResponse(last?: Uint8Array): void {
+    this.#response.end(last);
+    // What the system has taken at once is out of our hands.
+    if (this.#response.writableLength > 0) this.#waitForSocket();
+  }
+
+  #waitForSocket(): void {
+    this.#waiting_since_ms = this.#clock.now_ms();
+    this.#stall ??= this.#clock.after(this.#stall_ms, () => this.#look());
+  }
+
+  #look(): void {
+    this.#stall = null;
+    if (this.#waiting_since_ms === null) return;
+    const left_ms = this.#waiting_since_ms + this.#stall_ms - this.#clock.now_ms();
+    if (left_ms > 0) {
+      this.#stall = this.#clock.after(left_ms, () => this.#look());
+      return;
+    }
+    this.#gone(`it took nothing for ${this.#stall_ms} ms`);
+    this.#response.destroy();
   }
 
   #onClose(): void {
