@@ -40,52 +40,89 @@ interface Plot {
 
 const RESULTS = new URL('results/', import.meta.url);
 
-/** @param busy_share the most that others had of the processors, before the scenario or after it */
-export async function keep(report: Report, busy_share: number): Promise<string> {
+/** `results/<name>.json`. */
+export interface KeptReport {
+  name: string;
+  title: string;
+  /** Of the day it was measured on: `2026-11-30`. */
+  date: string;
+  hardware: string;
+  /** The most that others had of the processors, before it or after it: 0 to 1. */
+  busy_share: number;
+  /** With the options that it ran with. */
+  command: string;
+  goals: Goal[];
+  /** `file`: beside this one. */
+  plots: { file: string; title: string }[];
+  data: unknown;
+}
+
+/** Where and how it ran. */
+export interface Circumstances {
+  busy_share: number;
+  command: string;
+}
+
+export async function keep(report: Report, ran: Circumstances): Promise<string> {
   await mkdir(RESULTS, { recursive: true });
-  const { name, plots, goals, data } = report;
-  for (const plot of plots) await writeFile(new URL(`${name}-${plot.name}.svg`, RESULTS), plot.svg);
-  const json = { name, ...circumstances(busy_share), goals, data };
-  await writeFile(new URL(`${name}.json`, RESULTS), `${JSON.stringify(json, null, 1)}\n`);
-  const page = pageOf(report, busy_share);
+  const { name } = report;
+  for (const plot of report.plots) await writeFile(new URL(fileOf(report, plot), RESULTS), plot.svg);
+  await writeFile(new URL(`${name}.json`, RESULTS), `${JSON.stringify(keptOf(report, ran), null, 1)}\n`);
+  const page = pageOf(report, ran);
   await writeFile(new URL(`${name}.md`, RESULTS), page);
   return page;
 }
 
-function circumstances(busy_share: number) {
-  const date = new Date().toISOString().slice(0, 10);
-  return { date, hardware: hardware(), busy_share: Number(busy_share.toFixed(2)) };
+function keptOf(report: Report, ran: Circumstances): KeptReport {
+  const { name, title, goals, plots, data } = report;
+  return {
+    name,
+    title,
+    date: new Date().toISOString().slice(0, 10),
+    hardware: hardware(),
+    busy_share: Number(ran.busy_share.toFixed(2)),
+    command: ran.command,
+    goals,
+    plots: plots.map((plot) => ({ file: fileOf(report, plot), title: plot.title })),
+    data,
+  };
 }
 
-export function pageOf(report: Report, busy_share: number): string {
-  const { name, title, about, goals, tables, plots } = report;
-  const { date, hardware: machine } = circumstances(busy_share);
-  const busy =
-    busy_share > BUSY
-      ? `\n**Others took ${Math.round(busy_share * 100)} % of the processors: these figures are of a busy machine.**\n`
-      : '';
-  const parts = [
-    `# ${title}`,
-    `${about}`,
-    `Measured on ${date} on ${machine}, with \`npm run bench -- ${name}\`.${busy}`,
-  ];
-  if (goals.length > 0) {
-    const rows = goals.map(({ what, goal, measured, reached }) => [
-      what,
-      goal,
-      measured,
-      reached === null ? 'not measured' : reached ? 'yes' : '**no**',
-    ]);
-    parts.push(tableOf({ title: 'Goals', columns: ['', 'goal', 'measured', 'reached'], rows }));
-  }
-  parts.push(...tables.map(tableOf));
-  parts.push(...plots.map((plot) => `![${plot.title}](${name}-${plot.name}.svg)`));
+function fileOf({ name }: Report, plot: Plot): string {
+  return `${name}-${plot.name}.svg`;
+}
+
+export function pageOf(report: Report, ran: Circumstances): string {
+  const kept = keptOf(report, ran);
+  const parts = [`# ${report.title}`, report.about, circumstances(kept)];
+  if (kept.goals.length > 0) parts.push(`## Goals\n\n${tableOf(GOAL_COLUMNS, goalRows(kept))}`);
+  parts.push(...report.tables.map(({ title, columns, rows }) => `## ${title}\n\n${tableOf(columns, rows)}`));
+  parts.push(...kept.plots.map(({ file, title }) => `![${title}](${file})`));
   return `${parts.join('\n\n')}\n`;
 }
 
-function tableOf({ title, columns, rows }: Table): string {
+/** A sentence: what it was measured on, when, how, and whether others were at work meanwhile. */
+export function circumstances({ date, hardware: machine, busy_share, command }: KeptReport): string {
+  const busy =
+    busy_share > BUSY
+      ? ` **Others took ${Math.round(busy_share * 100)} % of the processors: these figures are of a busy machine.**`
+      : '';
+  return `Measured on ${date} on ${machine}, with \`${command}\`.${busy}`;
+}
+
+export const GOAL_COLUMNS = ['', 'goal', 'measured', 'reached'];
+export function goalRows({ goals }: Pick<KeptReport, 'goals'>): string[][] {
+  return goals.map(({ what, goal, measured, reached }) => [
+    what,
+    goal,
+    measured,
+    reached === null ? 'not measured' : reached ? 'yes' : '**no**',
+  ]);
+}
+
+function tableOf(columns: string[], rows: string[][]): string {
   const line = (cells: string[]) => `| ${cells.join(' | ')} |`;
-  return [`## ${title}\n`, line(columns), line(columns.map(() => '---')), ...rows.map(line)].join('\n');
+  return [line(columns), line(columns.map(() => '---')), ...rows.map(line)].join('\n');
 }
 
 /** The three digits that a measurement of this kind can hold. */

@@ -76,10 +76,22 @@ try {
       },
     });
     const busy_share = Math.max(before, await othersAtWork());
-    process.stdout.write(`${quick ? pageOf(report, busy_share) : await keep(report, busy_share)}\n`);
+    const ran = { busy_share, command: commandOf(scenario) };
+    process.stdout.write(`${quick ? pageOf(report, ran) : await keep(report, ran)}\n`);
   }
 } finally {
   await backend.stop();
+}
+
+function commandOf({ name }: Scenario): string {
+  const options = Object.entries(values).flatMap(([option, value]) =>
+    value === false || option === 'profile'
+      ? []
+      : value === true
+        ? [`--${option}`]
+        : [`--${option} ${value}`],
+  );
+  return ['npm run bench --', name, ...options].join(' ');
 }
 
 function readArguments() {
