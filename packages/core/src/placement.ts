@@ -1,6 +1,14 @@
 import type { Operation } from '@flotilla/protocol';
 import type { ModelSpots } from './model-spots.ts';
-import { type Refusal, type Spot, UNSETTLED_MOST, closedBy, hasLabels, isTaken } from './spot.ts';
+import {
+  type PlacementNode,
+  type Refusal,
+  type Spot,
+  UNSETTLED_MOST,
+  closedBy,
+  hasLabels,
+  isTaken,
+} from './spot.ts';
 
 /**
  * Which node serves a request. A filter with a reason for each refusal, then a preference: session affinity while the
@@ -213,11 +221,11 @@ function bestOf<S extends Spot>(
   let best_score = Infinity;
   for (let n = 0; n < looks; n++) {
     const spot = spots[looks < spots.length ? Math.floor(random() * spots.length) : n]!;
-    // Whether it fits is asked of the few that would be the best yet: in a large fleet each look at a spot's parts is a
-    // look at memory that no cache holds.
-    const load = loadOf(spot);
-    if (load >= best_score) continue;
-    const score = load + random() * TIE;
+    // What its node has failed and whether it fits is asked of the few that would be the best yet: in a large fleet each
+    // look at a spot's parts is a look at memory that no cache holds.
+    const least = takenShare(spot) + random() * TIE;
+    if (least >= best_score) continue;
+    const score = least + failedShare(spot.node);
     if (score >= best_score) continue;
     if (misfit(request, spot) !== null || request.avoid.has(spot.node.id)) continue;
     best = spot;
@@ -235,9 +243,13 @@ function avoidedOpen<S extends Spot>(request: PlacementRequest, spots: ModelSpot
   return undefined;
 }
 
-/** Lower is better: the share of slots that is taken, and what the node has lately failed. */
-function loadOf({ slots, node }: Spot): number {
-  return slots.reserved / slots.capacity + Math.min(node.failures, 10) * 0.05;
+function takenShare({ slots }: Spot): number {
+  return slots.reserved / slots.capacity;
+}
+
+/** What a node has lately failed, as a share of slots that it weighs as much as. */
+function failedShare({ failures }: PlacementNode): number {
+  return Math.min(failures, 10) * 0.05;
 }
 
 /** Whether a list of model names, a trailing `*` matching any ending, has this one. An empty list has all. */
