@@ -24,3 +24,24 @@ test.each([
   collector.body({} as Attempt, Buffer.from(text));
   expect(collector.fault({ status, length: text.length, usage })).toBe(fault);
 });
+
+test('a job is in the budget of bodies with its request and its answer, until it is let go of, once', () => {
+  const memory = createBodyMemory(1000);
+  const collector = new Collector({
+    limit_bytes: 1000,
+    request_bytes: 300,
+    memory,
+    started() {},
+    credit() {},
+    overflowed() {},
+  });
+  collector.body({} as Attempt, Buffer.alloc(50));
+  expect(memory.held_bytes).toBe(350);
+  // The node begins anew.
+  collector.discard();
+  expect(memory.held_bytes).toBe(300);
+  collector.body({} as Attempt, Buffer.alloc(20));
+  collector.close();
+  collector.close();
+  expect(memory.held_bytes).toBe(0);
+});
