@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'vitest';
+import { columnsOf, unnested } from '../../packages/control/src/store/columns.ts';
 import { migrate } from '../../packages/control/src/store/migrate.ts';
 import { MIGRATIONS } from '../../packages/control/src/store/migrations/all.ts';
 import { prepared } from '../../packages/control/src/store/sql.ts';
@@ -29,6 +30,38 @@ export function engineSuite(subject: EngineSubject): void {
           count: 2,
         },
       ]);
+    });
+
+    test('reads the columns of a batch as they were told: any text, JSON, and what is absent', async () => {
+      const columns = { text: 'text', count: 'bigint', yes: 'boolean', json: 'jsonb' } as const;
+      const texts = [
+        'plain',
+        '',
+        'null',
+        'NULL',
+        '{}',
+        '{"a":"b"}',
+        'a,b',
+        ' a ',
+        '"',
+        '\\',
+        '\\n',
+        '\\"',
+        'é\u{1f600}',
+      ];
+      const rowsOf = (each: string[]) =>
+        each.map((text, count) => ({ text, count, yes: count % 2 === 0, json: { of: [text, null] } }));
+      const read = (rows: Partial<ReturnType<typeof rowsOf>[number]>[]) =>
+        subject.sql.query(unnested(columns), columnsOf(columns, rows));
+      const plain = rowsOf(texts);
+      expect(await read(plain)).toEqual(plain);
+      const escaped = rowsOf([...texts, 'a\nb\t"c\\', '\u0001']);
+      expect(await read(escaped)).toEqual(escaped);
+      const refused = await read(rowsOf(['\0', '\ud800x', 'a\n']));
+      expect(refused).toEqual(rowsOf(['\uFFFD', '\uFFFDx', 'a\n']));
+      const json = { of: [] };
+      expect(await read([{ json }])).toEqual([{ text: null, count: null, yes: null, json }]);
+      expect(await read([])).toEqual([]);
     });
 
     test('refuses a 64-bit integer that JavaScript cannot hold instead of rounding it', async () => {

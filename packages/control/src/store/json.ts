@@ -15,6 +15,6 @@ function clean(_key: string, value: unknown): unknown {
 }
 
 /** Text that a text column or jsonb accepts. */
-function sound(text: string): string {
+export function sound(text: string): string {
   return text.replaceAll('\0', '\uFFFD').toWellFormed();
 }

@@ -1,13 +1,6 @@
 import type { Settlement } from '@flotilla/core';
-import {
-  ATTEMPT_COLUMNS,
-  ATTEMPT_TYPES,
-  JOB_COLUMNS,
-  JOB_TYPES,
-  USAGE_COLUMNS,
-  USAGE_TYPES,
-} from './job-columns.ts';
-import { encode } from './json.ts';
+import { columnsOf, unnested, widthOf } from './columns.ts';
+import { ATTEMPT, ATTEMPT_COLUMNS, JOB, JOB_COLUMNS, USAGE, USAGE_COLUMNS } from './job-columns.ts';
 import { prepared, type Sql } from './sql.ts';
 
 /**
@@ -21,17 +14,15 @@ import { prepared, type Sql } from './sql.ts';
  *   PGlite through its thread     1,400   6,200   8,000      CPU of the thread a row: 0.42, 0.14, 0.11 ms
  *   PostgreSQL 15, fsync on       1,300   7,900  11,300      CPU of this process a row: 0.27, 0.03, 0.01 ms
  * A row in a large batch costs a fraction of a row alone, so all that ended while the last batch was in flight goes in
- * the next one. Tried and not better, by PGlite's CPU a row at 30 a batch:
- * one parameter for all, as json, +25 % (each `->` reads the text again); positional arrays instead of names −5 %, and
- * unreadable; attempts as a jsonb column of jobs −5 %; no secondary index −25 %. As jsonb, which is made a tree before it
- * is looked up field by field, the same on PGlite; on PostgreSQL +10 % with 30 a batch, +70 % with 300.
+ * the next one. Tried and not better, by PGlite's CPU a row at 30 a batch: attempts as a jsonb column of jobs −5 %; no
+ * secondary index −25 %.
  * Without a kept plan (pglite-session.ts) everything costs nearly double.
  */
 const statement = prepared(
   'settle',
   `with done as (
      insert into jobs (${JOB_COLUMNS})
-     select ${JOB_COLUMNS} from json_to_recordset($1::json) as r (${JOB_TYPES})
+     select ${JOB_COLUMNS} from (${unnested(JOB)}) r
      on conflict (id) do update
        set state = excluded.state, error_code = excluded.error_code, error_message = excluded.error_message,
            finished_at = excluded.finished_at, orphaned = false
@@ -39,11 +30,11 @@ const statement = prepared(
      returning id),
    story as (
      insert into attempts (${ATTEMPT_COLUMNS})
-     select ${ATTEMPT_COLUMNS} from json_to_recordset($2::json) as r (${ATTEMPT_TYPES})
+     select ${ATTEMPT_COLUMNS} from (${unnested(ATTEMPT, 1 + widthOf(JOB))}) r
      where job in (select id from done)
      on conflict do nothing)
    insert into usage (${USAGE_COLUMNS})
-   select ${USAGE_COLUMNS} from json_to_recordset($3::json) as r (${USAGE_TYPES})
+   select ${USAGE_COLUMNS} from (${unnested(USAGE, 1 + widthOf(JOB) + widthOf(ATTEMPT))}) r
    where job in (select id from done)
    on conflict do nothing`,
 );
@@ -52,9 +43,18 @@ export async function settle(sql: Sql, batch: Settlement[]): Promise<void> {
   if (batch.length === 0) return;
   const once = firstOfEach(batch);
   await sql.query(statement, [
-    encode(once.map(({ job }) => job)),
-    encode(once.flatMap(({ job, attempts }) => attempts.map((attempt) => ({ job: job.id, ...attempt })))),
-    encode(once.map(({ usage }) => usage)),
+    ...columnsOf(
+      JOB,
+      once.map(({ job }) => job),
+    ),
+    ...columnsOf(
+      ATTEMPT,
+      once.flatMap(({ job, attempts }) => attempts.map((attempt) => ({ job: job.id, ...attempt }))),
+    ),
+    ...columnsOf(
+      USAGE,
+      once.map(({ usage }) => usage),
+    ),
   ]);
 }
 

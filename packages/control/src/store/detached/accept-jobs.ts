@@ -1,6 +1,32 @@
 import type { Acceptance, DetachedJob } from '@flotilla/core';
+import { type Columns, columnsOf, unnested } from '../columns.ts';
 import { encode } from '../json.ts';
 import { NOW_MS, prepared, type Sql } from '../sql.ts';
+
+const COLUMNS = {
+  id: 'text',
+  kind: 'text',
+  replica: 'text',
+  key: 'text',
+  model: 'text',
+  operation: 'text',
+  request_id: 'text',
+  lane: 'text',
+  order_key: 'bigint',
+  priority: 'bigint',
+  metadata: 'jsonb',
+  request: 'text',
+  retention_ms: 'bigint',
+  on_node_loss: 'text',
+  max_attempts: 'bigint',
+  queue_timeout_ms: 'bigint',
+  run_timeout_ms: 'bigint',
+  idempotency_key: 'text',
+  body_hash: 'text',
+  traceparent: 'text',
+  reserved_tokens: 'bigint',
+  created_at: 'bigint',
+} as const satisfies Columns;
 
 /**
  * Two steps, because a statement does not see what another replica commits while it runs: the insert skips what is
@@ -8,19 +34,14 @@ import { NOW_MS, prepared, type Sql } from '../sql.ts';
  */
 const insert = prepared(
   'accept-jobs',
-  `with input as materialized (
-     select * from json_to_recordset($1::json) as r (
-       id text, kind text, replica text, key text, model text, operation text, request_id text, lane text,
-       order_key bigint, priority bigint, metadata jsonb, request text, retention_ms bigint, on_node_loss text,
-       max_attempts bigint, queue_timeout_ms bigint, run_timeout_ms bigint, idempotency jsonb, traceparent text,
-       reserved_tokens bigint, created_at bigint)),
+  `with input as materialized (${unnested(COLUMNS)}),
    added as (
      insert into jobs (id, kind, attached, state, replica, key, model, operation, request_id, lane, order_key,
        priority, metadata, on_node_loss, max_attempts, queue_timeout_ms, run_timeout_ms,
        idempotency_key, body_hash, traceparent, reserved_tokens, accepted_by, created_at, deadline_at)
      select id, kind, false, 'queued', replica, key, model, operation, request_id, lane, order_key,
        priority, metadata, on_node_loss, max_attempts, queue_timeout_ms, run_timeout_ms,
-       idempotency ->> 'key', idempotency ->> 'body_hash', traceparent, reserved_tokens, replica, created_at,
+       idempotency_key, body_hash, traceparent, reserved_tokens, replica, created_at,
        ${NOW_MS} + queue_timeout_ms
      from input
      on conflict do nothing
@@ -43,7 +64,9 @@ const look = prepared(
 export async function acceptJobs(sql: Sql, batch: DetachedJob[]): Promise<Acceptance[]> {
   if (batch.length === 0) return [];
   const added = new Set(
-    (await sql.query<{ id: string }>(insert, [encode(inOrder(batch))])).map(({ id }) => id),
+    (await sql.query<{ id: string }>(insert, columnsOf(COLUMNS, inOrder(batch).map(flat)))).map(
+      ({ id }) => id,
+    ),
   );
   const left = batch.filter(({ id }) => !added.has(id));
   const found = left.length === 0 ? new Map<string, Acceptance>() : await lookFor(sql, left);
@@ -61,13 +84,14 @@ function inOrder(batch: DetachedJob[]): DetachedJob[] {
   return batch.toSorted((a, b) => Number(keyOf(a) > keyOf(b)) - Number(keyOf(a) < keyOf(b)));
 }
 
+function flat({ idempotency, ...job }: DetachedJob) {
+  return { ...job, idempotency_key: idempotency?.key ?? null, body_hash: idempotency?.body_hash ?? null };
+}
+
 async function lookFor(sql: Sql, jobs: DetachedJob[]): Promise<Map<string, Acceptance>> {
-  const input = jobs.map(({ id, key, idempotency }) => ({
-    id,
-    key,
-    idempotency_key: idempotency?.key ?? null,
-    body_hash: idempotency?.body_hash ?? null,
-  }));
+  const input = jobs
+    .map(flat)
+    .map(({ id, key, idempotency_key, body_hash }) => ({ id, key, idempotency_key, body_hash }));
   const rows = await sql.query<{ id: string; found: string; same: boolean }>(look, [encode(input)]);
   return new Map(rows.map((row) => [row.id, verdict(row)]));
 }

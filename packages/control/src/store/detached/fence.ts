@@ -1,9 +1,8 @@
 import type { JobFence, ResultOutcome } from '@flotilla/core';
-import { encode } from '../json.ts';
 import { served } from '../job-columns.ts';
 import type { Sql, Statement } from '../sql.ts';
 
-export const FENCE_TYPES = 'id text, attempt bigint, node text, epoch bigint';
+export const FENCE = { id: 'text', attempt: 'bigint', node: 'text', epoch: 'bigint' } as const;
 
 /**
  * The rows that a batch names, locked in order of id, so that batches of two replicas cannot wait for each other; with
@@ -51,7 +50,7 @@ export async function moveJobs<Item extends JobFence>(
   sql: Sql,
   statement: Statement,
   batch: Item[],
-  paramsOf: (items: Item[]) => string[] = (items) => [encode(items)],
+  paramsOf: (items: Item[]) => string[],
 ): Promise<ResultOutcome[]> {
   const outcomes: ResultOutcome[] = batch.map(() => 'stale');
   for (let places = [...batch.keys()]; places.length > 0; ) {

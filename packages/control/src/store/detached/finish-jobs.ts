@@ -1,21 +1,33 @@
 import type { Finish, ResultOutcome } from '@flotilla/core';
-import { promptEstimate, USAGE_COLUMNS, USAGE_TYPES, served } from '../job-columns.ts';
-import { encode } from '../json.ts';
+import { type Columns, columnsOf, unnested, widthOf } from '../columns.ts';
+import { promptEstimate, served, USAGE, USAGE_COLUMNS } from '../job-columns.ts';
 import { NOW_MS, prepared, type Sql } from '../sql.ts';
-import { FENCE_TYPES, heldWith, moveJobs, RESULT_OUTCOME, tellStory } from './fence.ts';
+import { FENCE, heldWith, moveJobs, RESULT_OUTCOME, tellStory } from './fence.ts';
+
+const COLUMNS = {
+  ...FENCE,
+  backend: 'text',
+  outcome: 'text',
+  code: 'text',
+  message: 'text',
+  state: 'text',
+  digest: 'text',
+  error_code: 'text',
+  error_message: 'text',
+  result: 'text',
+  counted: 'boolean',
+  started_ago_ms: 'bigint',
+} as const satisfies Columns;
+const USED = { ...USAGE, provisional: 'boolean' } as const satisfies Columns;
 
 /**
  * State, story, usage, result and the end of the body's retention in one: a job has all of them or none. Where nobody
  * brings a usage row, the store writes one of what it knows, which the node's word may replace when it comes back.
- * Rows come as `json`, those of usage apart: as `jsonb` they are made a tree first, and each field is looked up in it.
  */
 const statement = prepared(
   'finish-jobs',
   `with now as materialized (select ${NOW_MS} as ms),
-   input as materialized (
-     select * from json_to_recordset($1::json) as r (${FENCE_TYPES}, backend text, outcome text, code text,
-       message text, state text, digest text, error_code text, error_message text, result text, counted boolean,
-       started_ago_ms bigint)),
+   input as materialized (${unnested(COLUMNS)}),
    ${heldWith(
      `backend, outcome, code, message, input.state as end_state, digest, input.error_code, input.error_message, result, counted,
       j.request_id, j.key, j.model, j.operation, j.created_at`,
@@ -24,7 +36,7 @@ const statement = prepared(
    story as (${tellStory()}),
    used as (
      insert into usage (${USAGE_COLUMNS}, provisional)
-     select ${USAGE_COLUMNS}, provisional from json_to_recordset($2::json) as u (${USAGE_TYPES}, provisional boolean)
+     select ${USAGE_COLUMNS}, provisional from (${unnested(USED, 1 + widthOf(COLUMNS))}) u
      where job in (select id from held where holds)
      on conflict do nothing),
    uncounted as (
@@ -52,7 +64,13 @@ const statement = prepared(
 
 export function finishJobs(sql: Sql, batch: Finish[]): Promise<ResultOutcome[]> {
   return moveJobs(sql, statement, batch, (finishes) => [
-    encode(finishes.map(({ usage, provisional: _, ...rest }) => ({ ...rest, counted: usage !== null }))),
-    encode(finishes.flatMap(({ usage, provisional }) => (usage === null ? [] : [{ ...usage, provisional }]))),
+    ...columnsOf(
+      COLUMNS,
+      finishes.map((finish) => ({ ...finish, counted: finish.usage !== null })),
+    ),
+    ...columnsOf(
+      USED,
+      finishes.flatMap(({ usage, provisional }) => (usage === null ? [] : [{ ...usage, provisional }])),
+    ),
   ]);
 }

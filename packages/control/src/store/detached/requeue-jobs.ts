@@ -1,6 +1,19 @@
 import type { Requeue, ResultOutcome } from '@flotilla/core';
+import { type Columns, columnsOf, unnested } from '../columns.ts';
 import { NOW_MS, prepared, type Sql } from '../sql.ts';
-import { FENCE_TYPES, heldWith, moveJobs, RESULT_OUTCOME, tellStory } from './fence.ts';
+import { FENCE, heldWith, moveJobs, RESULT_OUTCOME, tellStory } from './fence.ts';
+
+const COLUMNS = {
+  ...FENCE,
+  backend: 'text',
+  outcome: 'text',
+  code: 'text',
+  message: 'text',
+  delay_ms: 'bigint',
+  counts: 'boolean',
+  digest: 'text',
+  lane: 'text',
+} as const satisfies Columns;
 
 /**
  * A rejection takes the place of an equal one of the same node, unless anything but rejections came in between: a node
@@ -9,9 +22,7 @@ import { FENCE_TYPES, heldWith, moveJobs, RESULT_OUTCOME, tellStory } from './fe
 const statement = prepared(
   'requeue-jobs',
   `with now as materialized (select ${NOW_MS} as ms),
-   input as materialized (
-     select * from json_to_recordset($1::json) as r (${FENCE_TYPES}, backend text, outcome text, code text,
-       message text, delay_ms bigint, counts boolean, digest text, lane text)),
+   input as materialized (${unnested(COLUMNS)}),
    ${heldWith('backend, outcome, code, message, delay_ms, counts, digest, input.lane')},
    folded as (
      delete from attempts a using held
@@ -36,5 +47,5 @@ const statement = prepared(
 );
 
 export function requeueJobs(sql: Sql, batch: Requeue[]): Promise<ResultOutcome[]> {
-  return moveJobs(sql, statement, batch);
+  return moveJobs(sql, statement, batch, (requeues) => columnsOf(COLUMNS, requeues));
 }

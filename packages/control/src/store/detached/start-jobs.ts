@@ -1,11 +1,12 @@
 import type { JobFence, ResultOutcome } from '@flotilla/core';
+import { columnsOf, unnested } from '../columns.ts';
 import { NOW_MS, prepared, type Sql } from '../sql.ts';
-import { FENCE_TYPES, heldWith, moveJobs } from './fence.ts';
+import { FENCE, heldWith, moveJobs } from './fence.ts';
 
 const statement = prepared(
   'start-jobs',
   `with now as materialized (select ${NOW_MS} as ms),
-   input as materialized (select * from json_to_recordset($1::json) as r (${FENCE_TYPES})),
+   input as materialized (${unnested(FENCE)}),
    ${heldWith()},
    moved as (
      update jobs j
@@ -20,5 +21,5 @@ const statement = prepared(
 );
 
 export function startJobs(sql: Sql, batch: JobFence[]): Promise<ResultOutcome[]> {
-  return moveJobs(sql, statement, batch);
+  return moveJobs(sql, statement, batch, (fences) => columnsOf(FENCE, fences));
 }
