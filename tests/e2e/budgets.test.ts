@@ -241,11 +241,14 @@ function beyondTime({ statements }: Costs): Record<string, number> {
   return Object.fromEntries(Object.entries(statements).filter(([name]) => !BY_TIME.test(name)));
 }
 
-test('a daemon answers with a head, a body and an end, and says that it began and that it is done', async () => {
+test('a daemon answers with a head, a body and an end, says that it began and is done, and sends together what came together', async () => {
   const control = await startScriptedPlane();
   const answer = chatAnswer('Hello');
   const backend = await startScriptedBackend((_request, response) => {
-    response.writeHead(200, { 'content-type': 'application/json' }).end(answer);
+    response.writeHead(200, { 'content-type': 'application/json' });
+    // Each piece in a chunk of its own; what is written in one turn goes in one packet.
+    for (let at = 0; at < answer.length; at += 10) response.write(answer.slice(at, at + 10));
+    response.end();
   });
   const state_dir = await mkdtemp(join(tmpdir(), 'flotilla-counted-'));
   await writeFile(
