@@ -1,4 +1,9 @@
-/** Bars, one group a cell and one bar a target; plain SVG that reads on light and on dark. */
+import { figure } from './report.ts';
+
+/**
+ * Bars, one group a cell and one bar a target; plain SVG that reads on light and on dark. Each group has its own scale:
+ * what is compared are the bars of one group, and a group of large values would leave those of another one pixel.
+ */
 export interface Bars {
   title: string;
   unit: string;
@@ -23,21 +28,21 @@ const COLOURS = [
 ];
 
 export function bars({ title, unit, groups }: Bars): string {
-  const most = Math.max(...groups.flatMap(({ bars: all }) => all.map(({ value }) => value)), 1e-9);
   const names = [...new Set(groups.flatMap(({ bars: all }) => all.map(({ name }) => name)))];
   const parts: string[] = [];
   let y = 40;
   for (const { label, bars: all } of groups) {
     parts.push(text(10, y + 12, label, 'font-weight="bold"'));
     y += 20;
+    const most = Math.max(...all.map(({ value }) => value).filter(Number.isFinite), Number.MIN_VALUE);
     for (const { name, value } of all) {
-      const width = Math.max(1, (value / most) * (WIDTH - LEFT - 110));
+      const width = Number.isFinite(value) ? Math.max(1, (value / most) * (WIDTH - LEFT - 110)) : 0;
       const colour = COLOURS[names.indexOf(name) % COLOURS.length]!;
       parts.push(text(LEFT - 8, y + BAR - 4, name, 'text-anchor="end"'));
       parts.push(
         `<rect x="${LEFT}" y="${y}" width="${width.toFixed(1)}" height="${BAR}" rx="2" fill="${colour}"/>`,
       );
-      parts.push(text(LEFT + width + 6, y + BAR - 4, `${Math.round(value).toLocaleString('en')} ${unit}`));
+      parts.push(text(LEFT + width + 6, y + BAR - 4, `${figure(value)} ${unit}`));
       y += BAR + GAP;
     }
     y += GROUP_GAP - GAP;
@@ -46,6 +51,7 @@ export function bars({ title, unit, groups }: Bars): string {
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${y}" font-family="system-ui, sans-serif" font-size="12">`,
     `<rect width="${WIDTH}" height="${y}" fill="#ffffff"/>`,
     text(10, 22, title, 'font-size="16" font-weight="bold"'),
+    text(WIDTH - 10, 22, 'each group to its own scale', 'text-anchor="end"'),
     ...parts,
     '</svg>',
     '',

@@ -4,6 +4,7 @@ import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { quantile, Samples, spreadOf } from '../bench/histogram.ts';
 import { ask, dial, generate } from '../bench/load.ts';
+import { bars } from '../bench/plot.ts';
 import { goalOf } from '../bench/report.ts';
 import { interleave, middle, ratio } from '../bench/rounds.ts';
 
@@ -102,5 +103,17 @@ describe('figures', () => {
     expect(goalOf('x', { least: 3 }, 'ms', middle([1, 2, 9])).reached).toBe(false);
     expect(goalOf('x', { most: 3 }, 'ms', { missing: 'left out' }).reached).toBeNull();
     expect(goalOf('x', { most: 3 }, 'ms', Number.NaN).reached).toBe(false);
+  });
+
+  test('a plot keeps the digits of small values, and large ones of another group or missing ones hide no bar', () => {
+    const group = (...values: number[]) => ({
+      label: 'x',
+      bars: values.map((value) => ({ name: String(value), value })),
+    });
+    const svg = bars({ title: 'x', unit: 'ms', groups: [group(0.0123, 0.00615, Number.NaN), group(1e6)] });
+    const widths = [...svg.matchAll(/ width="([^"]+)" height="16"/g)].map(([, width]) => Number(width));
+    expect(widths).toEqual([600, 300, 0, 600]);
+    for (const said of ['>0.0123 ms<', '>0.00615 ms<', '>– ms<', '>1,000,000 ms<'])
+      expect(svg).toContain(said);
   });
 });
