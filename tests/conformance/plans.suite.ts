@@ -1,5 +1,6 @@
 import { beforeAll, describe, expect, test } from 'vitest';
 import { countBudget } from '../../packages/control/src/store/draw-limits.ts';
+import { saveNodeStates } from '../../packages/control/src/store/save-node-states.ts';
 import type { Engine, Sql } from '../../packages/control/src/store/sql.ts';
 import { storeOn } from '../../packages/control/src/store/store.ts';
 import { quiet } from '../support/store.ts';
@@ -12,6 +13,10 @@ interface Plan {
   'Relation Name'?: string;
   'Index Name'?: string;
   'Index Cond'?: string;
+  'Actual Rows'?: number;
+  'Actual Loops'?: number;
+  'Rows Removed by Filter'?: number;
+  'Rows Removed by Join Filter'?: number;
   Plans?: Plan[];
 }
 
@@ -215,6 +220,38 @@ export function plansSuite(subject: EngineSubject): void {
       expect(scanned).toEqual([]);
     });
 
+    test('states of many nodes are matched with their rows, and not with each other', async () => {
+      const count = 2000;
+      const undo = new Error('only to look');
+      const looked = subject.sql.transaction(async (sql) => {
+        let most_rows = 0;
+        const measure = {
+          async query<Row>(statement: Parameters<Sql['query']>[0], params = []) {
+            const text = typeof statement === 'string' ? statement : statement.text;
+            const [row] = await sql.query<{ 'QUERY PLAN': { Plan: Plan }[] }>(
+              `explain (analyze, timing off, format json) ${text}`,
+              params,
+            );
+            most_rows = Math.max(...row!['QUERY PLAN'].flatMap(({ Plan }) => flatten(Plan)).map(rowsOf));
+            return [] as Row[];
+          },
+        } as Sql;
+        const changes = Array.from({ length: count }, (_, at) => ({
+          id: `node_${at + 1}`,
+          epoch: 1,
+          state: 'online' as const,
+          close_reason: null,
+          at: T0,
+        }));
+        await saveNodeStates(measure, changes);
+        expect(most_rows).toBeGreaterThanOrEqual(count);
+        // Each with each would be four millions.
+        expect(most_rows).toBeLessThan(20 * count);
+        throw undo;
+      });
+      await expect(looked).rejects.toBe(undo);
+    });
+
     test('settle and record-open read no growing table', async () => {
       expect((await planOf((s) => s.settle([aSettlement()]))).scanned).toEqual([]);
       expect((await planOf((s) => s.recordOpen([aJob()]))).scanned).toEqual([]);
@@ -224,6 +261,12 @@ export function plansSuite(subject: EngineSubject): void {
 
 function flatten(plan: Plan): Plan[] {
   return [plan, ...(plan.Plans ?? []).flatMap(flatten)];
+}
+
+/** How many rows a step has looked at, those that it threw away with them. */
+function rowsOf(plan: Plan): number {
+  const { 'Rows Removed by Filter': filtered = 0, 'Rows Removed by Join Filter': unmatched = 0 } = plan;
+  return ((plan['Actual Rows'] ?? 0) + filtered + unmatched) * (plan['Actual Loops'] ?? 0);
 }
 
 /** Most of what there is waits in one lane, as after a large batch. */
