@@ -1,5 +1,5 @@
 /**
- * A batch as one JSON parameter. PostgreSQL's jsonb refuses NUL and lone surrogates, which a client can put in a
+ * A list as one JSON parameter. PostgreSQL's jsonb refuses NUL and lone surrogates, which a client can put in a
  * request id or a backend in an error message: they become U+FFFD, so that no byte from outside can fail a record.
  */
 export function encode(value: unknown): string {

@@ -19,7 +19,7 @@ export interface Statement {
   readonly text: string;
 }
 
-/** Lists and records travel as JSON text, see `json.ts`. */
+/** Records travel as their columns (`columns.ts`), lists as JSON text (`json.ts`). */
 export type Param = string | number | boolean | null;
 
 export interface Engine extends Sql {
