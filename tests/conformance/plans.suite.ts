@@ -26,44 +26,46 @@ interface Plan {
  */
 const GROWING = ['jobs', 'attempts', 'usage', 'job_bodies', 'audit', 'model_discoveries', 'model_catalogues'];
 
+/** Runs an operation against an engine that only explains, and returns what its plans use and read whole. */
+export async function planOn(
+  sql: Sql,
+  operation: (store: EngineSubject['store'], explain: Sql) => Promise<unknown>,
+) {
+  const plans: Plan[] = [];
+  const explain: Sql = {
+    async query<Row>(statement: Parameters<Sql['query']>[0], params = []) {
+      const text = typeof statement === 'string' ? statement : statement.text;
+      const rows = await sql.query<{ 'QUERY PLAN': { Plan: Plan }[] }>(
+        `explain (format json) ${text}`,
+        params,
+      );
+      plans.push(...rows.flatMap((row) => row['QUERY PLAN'].map(({ Plan }) => Plan)));
+      return [] as Row[];
+    },
+    transaction: (run) => run(explain),
+  };
+  await operation(storeOn({ ...explain, kind: 'embedded' } as Engine, quiet), explain).catch(
+    (error: unknown) => {
+      if (plans.length === 0) throw error; // an operation may miss the rows that only a real answer has
+    },
+  );
+  const nodes = plans.flatMap(flatten);
+  return {
+    nodes,
+    indexes: nodes.flatMap((node) => node['Index Name'] ?? []),
+    scanned: nodes
+      .filter((node) => node['Node Type'] === 'Seq Scan' && GROWING.includes(node['Relation Name'] ?? ''))
+      .map((node) => node['Relation Name']),
+  };
+}
+
 export function plansSuite(subject: EngineSubject): void {
   const fence = { id: 'job_100', attempt: 1, node: 'node_1', epoch: 1 };
   const page = { limit: 50 };
   const sweep = { jobs_ms: 0, usage_ms: 0, audit_ms: 0, batch: 10 };
   const day = { since: T0, until: T0 + 5_000 };
 
-  /** Runs an operation against an engine that only explains, and returns what its plans use and read whole. */
-  async function planOf(
-    operation: (store: EngineSubject['store'], explain: Sql) => Promise<unknown>,
-    sql: Sql = subject.sql,
-  ) {
-    const plans: Plan[] = [];
-    const explain: Sql = {
-      async query<Row>(statement: Parameters<Sql['query']>[0], params = []) {
-        const text = typeof statement === 'string' ? statement : statement.text;
-        const rows = await sql.query<{ 'QUERY PLAN': { Plan: Plan }[] }>(
-          `explain (format json) ${text}`,
-          params,
-        );
-        plans.push(...rows.flatMap((row) => row['QUERY PLAN'].map(({ Plan }) => Plan)));
-        return [] as Row[];
-      },
-      transaction: (run) => run(explain),
-    };
-    await operation(storeOn({ ...explain, kind: 'embedded' } as Engine, quiet), explain).catch(
-      (error: unknown) => {
-        if (plans.length === 0) throw error; // an operation may miss the rows that only a real answer has
-      },
-    );
-    const nodes = plans.flatMap(flatten);
-    return {
-      nodes,
-      indexes: nodes.flatMap((node) => node['Index Name'] ?? []),
-      scanned: nodes
-        .filter((node) => node['Node Type'] === 'Seq Scan' && GROWING.includes(node['Relation Name'] ?? ''))
-        .map((node) => node['Relation Name']),
-    };
-  }
+  const planOf = (operation: Parameters<typeof planOn>[1], sql: Sql = subject.sql) => planOn(sql, operation);
 
   describe('plans', () => {
     beforeAll(async () => {
