@@ -142,12 +142,11 @@ describe('connection window', () => {
         for (let ms = 0; ms < LINE_MS; ms++) line.step();
         // Below that rate even the least window takes longer.
         const longest_ms = Math.max(H / 4, CONNECTION_WINDOW_MIN_BYTES / rate);
-        expect(line.worst_ms).toBeLessThan(
-          longest_ms + 2 * base_ms + (ACK_EVERY_BYTES + 2 * LINE_FRAME_BYTES) / rate + 2,
-        );
+        // The window grows by whole acknowledgements, and the last one that told of a quick line is late by as much.
+        expect(line.worst_ms).toBeLessThan(longest_ms + 2 * base_ms + (2 * ACK_EVERY_BYTES) / rate + 2);
         expect(line.delivered).toBeGreaterThan(0.75 * rate * LINE_MS);
       }),
-      { numRuns: 20 },
+      { numRuns: 20, examples: [[315, 0]] },
     );
   });
 
