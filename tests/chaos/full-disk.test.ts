@@ -80,15 +80,19 @@ test.runIf(MAY_MOUNT).each([
     };
     const clients = Array.from({ length: CLIENTS }, client);
     await until('some are accepted', () => accepted > 20);
-    await disk.fill(leave_bytes);
-    await until('no more are accepted', () => refused.length >= CLIENTS, WITHIN_MS);
-    await disk.empty();
-    const before = accepted;
-    await until('they are accepted again', () => accepted > before + 20, WITHIN_MS);
+    // How far the log has come decides whether it or a table meets the end of the disk first: again, until it was the log.
+    for (let times = 1; times === 1 || (leave_bytes > 0 && !gaveUp() && times <= 8); times++) {
+      const before = refused.length;
+      await disk.fill(leave_bytes);
+      await until('no more are accepted', () => refused.length >= before + CLIENTS, WITHIN_MS);
+      await disk.empty();
+      const taken = accepted;
+      await until('they are accepted again', () => accepted > taken + 20, WITHIN_MS);
+    }
     over = true;
     await Promise.all(clients);
     expect(new Set(refused)).toEqual(new Set(['503 unavailable']));
-    if (leave_bytes > 0) expect(world.plane.output()).toContain('The embedded store is open again.');
+    if (leave_bytes > 0) expect(gaveUp()).toBe(true);
 
     history.add({ type: 'calm' });
     await until('all have ended', async () => (await openJobs()) === 0, WITHIN_MS);
@@ -110,6 +114,11 @@ test.runIf(MAY_MOUNT).each([
   },
   2 * WITHIN_MS,
 );
+
+/** The store's whole engine, which was opened anew. */
+function gaveUp(): boolean {
+  return world.plane.output().includes('The embedded store is open again.');
+}
 
 async function openJobs(): Promise<number> {
   let open = 0;

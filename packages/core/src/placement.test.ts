@@ -9,7 +9,7 @@ import {
   refusal,
   servedElsewhereInOrder,
 } from './placement.ts';
-import { type PlacementNode, type Spot, UNSETTLED_MOST } from './spot.ts';
+import type { PlacementNode, Spot } from './spot.ts';
 
 const node = (id: string, over: Partial<PlacementNode> = {}): PlacementNode => ({
   id,
@@ -63,9 +63,6 @@ describe('the placement filter', () => {
     ['unfenced', request({ fenced: true }), spot(node('a', { unfenced: true }))],
     ['journal_down', request({ fenced: true }), spot(node('a', { journal_down: true }))],
     [null, request(), spot(node('a', { journal_down: true }))],
-    ['unsettled', request({ fenced: true }), spot(node('a', { unsettled: UNSETTLED_MOST }))],
-    [null, request({ fenced: true }), spot(node('a', { unsettled: UNSETTLED_MOST - 1 }))],
-    [null, request(), spot(node('a', { unsettled: UNSETTLED_MOST }))],
     ['offline', request(), spot(node('a', { state: 'offline' }))],
     ['suspect', request(), spot(node('a', { state: 'suspect' }))],
     ['pending', request(), spot(node('a', { state: 'pending' }))],

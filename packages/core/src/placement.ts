@@ -1,14 +1,6 @@
 import type { Operation } from '@flotilla/protocol';
 import type { ModelSpots } from './model-spots.ts';
-import {
-  type PlacementNode,
-  type Refusal,
-  type Spot,
-  UNSETTLED_MOST,
-  closedBy,
-  hasLabels,
-  isTaken,
-} from './spot.ts';
+import { type PlacementNode, type Refusal, type Spot, closedBy, hasLabels, isTaken } from './spot.ts';
 
 /**
  * Which node serves a request. A filter with a reason for each refusal, then a preference: session affinity while the
@@ -51,9 +43,8 @@ function misfit(request: PlacementRequest, { node, operations }: Spot): Refusal 
   if (node.allowed_models !== null && !matchesModel(node.allowed_models, request.model)) return 'not_allowed';
   if (request.fenced === true && node.unfenced) return 'unfenced';
   if (!hasLabels(node.labels, request.labels)) return 'labels';
-  // Last: these pass by themselves, the others do not.
+  // Last: it passes by itself, the others do not.
   if (request.fenced === true && node.journal_down === true) return 'journal_down';
-  if (request.fenced === true && (node.unsettled ?? 0) >= UNSETTLED_MOST) return 'unsettled';
   return null;
 }
 

@@ -15,8 +15,6 @@ export interface PlacementNode {
   readonly unfenced: boolean;
   /** It is connected, and says that it can take on no detached work. */
   readonly journal_down?: boolean;
-  /** Ends of its detached work that the store has not taken yet. */
-  readonly unsettled?: number;
   /** It has asked to be left alone for a while, and is then there again. */
   readonly resting?: boolean;
   /** It is linked to another replica, which gives its slots away. */
@@ -42,7 +40,6 @@ export type Refusal =
   | 'not_allowed'
   | 'unfenced'
   | 'journal_down'
-  | 'unsettled'
   | 'labels'
   | 'revoked'
   | 'offline'
@@ -65,7 +62,6 @@ export const REFUSAL_TEXT: Record<Refusal, string> = {
   not_allowed: "the node's allow-list does not have the model",
   unfenced: 'it does not stop by itself when its lease ends, as detached work asks for',
   journal_down: 'it takes no detached work now',
-  unsettled: 'too many results of its detached work wait for the store',
   labels: 'it lacks a label that the key asks for',
   revoked: 'its credential was withdrawn',
   offline: 'it is offline',
@@ -81,12 +77,6 @@ export const REFUSAL_TEXT: Record<Refusal, string> = {
   elsewhere: 'it is linked to another replica, which takes the job when it has a slot free',
   full: 'all its slots are taken',
 };
-
-/**
- * Where the store is slower than a node, results pile up on it, which keeps them until they are committed: beyond so
- * many it is given no more detached work, long before it would have to reject some (with its slots and these its inventory is full).
- */
-export const UNSETTLED_MOST = 256;
 
 /** Why this spot takes no request at all now; null: it is open. */
 export function closedBy({ node, slots, backend_health, model_health }: Spot): Refusal | null {

@@ -63,6 +63,12 @@ describe('what a node says of itself', () => {
     );
     expect(descriptor.pools.map(({ capacity }) => capacity)).toEqual([500, 12]);
     expect(cut).toEqual([expect.stringContaining('1536 slots')]);
+    const shares = (...slots: number[]) =>
+      node(...slots.map((capacity, at) => ({ ...backend(`b${at}`, 1), capacity }))).descriptor.pools.map(
+        ({ capacity }) => capacity,
+      );
+    // None is left without any, and none gets what it has not.
+    expect(shares(1024, 1, 0)).toEqual([511, 1, 0]);
     expect(node({ ...backend('big', 1), capacity: SLOTS_MOST }).cut).toEqual([]);
   });
 

@@ -27,8 +27,8 @@ export interface Described {
 export const DESCRIPTOR_MAX_BYTES = 64 * 1024;
 export const HEALTH_MAX_BYTES = 32 * 1024;
 /**
- * What a node has under way at once: with the results that wait for their acknowledgement (`KEPT_RESULTS_MOST`) it has to
- * fit into the inventory. Offers beyond that would be rejected one by one, and each tried again elsewhere.
+ * What a node has under way at once: more than half of what fits into the inventory (`INVENTORY_MAX_BYTES`), the rest is for
+ * results that wait for their acknowledgement. Offers beyond it would be rejected one by one, and each tried elsewhere.
  */
 export const SLOTS_MOST = 512;
 
@@ -88,7 +88,7 @@ function describeModels(
     })),
     pools: backends.map(({ target, capacity, capacity_from }) => ({
       id: target.pool,
-      capacity: slots <= SLOTS_MOST ? capacity : Math.floor((capacity * SLOTS_MOST) / slots),
+      capacity: slots <= SLOTS_MOST ? capacity : shareOf(capacity, slots),
       capacity_from,
     })),
   };
@@ -105,10 +105,15 @@ function describeModels(
       ...(slots <= SLOTS_MOST
         ? []
         : [
-            `It has ${slots} slots, and a node offers ${SLOTS_MOST} at most: run a second node for the others.`,
+            `Its backends have ${slots} slots, and a node offers ${SLOTS_MOST} at most, each backend its share: run a second node for the others.`,
           ]),
     ],
   };
+}
+
+/** A backend keeps one slot at least: without any its models would be listed, and never be served. */
+function shareOf(capacity: number, slots: number): number {
+  return Math.min(capacity, Math.max(1, Math.floor((capacity * SLOTS_MOST) / slots)));
 }
 
 /** Reasons are short: there may be one for each of hundreds of models. */

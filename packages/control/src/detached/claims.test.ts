@@ -1,6 +1,7 @@
 import { type ClaimedJob, type ClaimRequest, type NodeRecord, stepLiveness, timings } from '@flotilla/core';
 import { ManualClock } from '@flotilla/core/testing';
 import { expect, test } from 'vitest';
+import { UNSETTLED_MOST } from '../fleet/node.ts';
 import { createRoster } from '../fleet/roster.ts';
 import { memoryLog } from '../testing/memory-log.ts';
 import { createClaims } from './claims.ts';
@@ -80,7 +81,7 @@ function setup({
     freed() {},
   });
   const turn = () => new Promise((over) => void setImmediate(over));
-  return { clock, claims, asked, turn, ready, lane, pool: node!.ledger.pools.get('p')! };
+  return { clock, claims, asked, turn, ready, lane, node: node!, pool: node!.ledger.pools.get('p')! };
 }
 
 test('a job is not claimed while a node is being asked whether it has the result, and is when it has none', async () => {
@@ -94,6 +95,22 @@ test('a job is not claimed while a node is being asked whether it has the result
   known.resolve();
   await turn();
   expect(asked.map(({ lanes }) => lanes.map(({ node }) => node))).toEqual([['node_a']]);
+  await claims.close();
+});
+
+test('nothing is claimed for a node whose results pile up before the store, and again once one less does', async () => {
+  const { clock, claims, asked, turn, node, pool } = setup();
+  node.unsettled = UNSETTLED_MOST;
+  claims.wake();
+  clock.advance(1);
+  await turn();
+  expect(claims.takeBefore(node, null)).toBe(false);
+  expect([asked.length, pool.promised]).toEqual([0, 0]);
+  node.unsettled--;
+  claims.wake();
+  clock.advance(1);
+  await turn();
+  expect(asked).toHaveLength(1);
   await claims.close();
 });
 

@@ -10,7 +10,7 @@ import {
   withdrawPromise,
 } from '@flotilla/core';
 import { type Places, mayTake } from '../dispatch/places.ts';
-import type { FleetNode, ModelSpot } from '../fleet/node.ts';
+import { type FleetNode, type ModelSpot, UNSETTLED_MOST } from '../fleet/node.ts';
 import { type ReadyLane, type ReadyLanes, wants } from './ready-lanes.ts';
 
 /**
@@ -115,13 +115,14 @@ export function createClaims(deps: ClaimsDeps): Claims {
   function planFor(lane: ReadyLane): void {
     while (wants(lane) && mayPlan()) {
       const placement = placeInOrder(lane.placement, places.tiers(lane.placement.model), random.next);
-      if (placement.kind !== 'placed') return;
+      if (placement.kind !== 'placed' || placement.spot.node.unsettled >= UNSETTLED_MOST) return;
       plan(lane, placement.spot);
     }
   }
 
   function takeBefore(node: FleetNode, order_key: number | null): boolean {
     if (ready.none || closed || node.state !== 'online' || !mayPlan()) return false;
+    if (node.unsettled >= UNSETTLED_MOST) return false;
     let best: { lane: ReadyLane; spot: ModelSpot } | null = null;
     for (const spot of node.spots) {
       for (const lane of places.servedBy(spot).flatMap((model) => [...ready.ofModel(model)])) {

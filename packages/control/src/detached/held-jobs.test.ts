@@ -1,10 +1,10 @@
-import { type ClaimedJob, type ResultOutcome, UNSETTLED_MOST, newFairShare, timings } from '@flotilla/core';
+import { type ClaimedJob, type ResultOutcome, newFairShare, timings } from '@flotilla/core';
 import { ManualClock } from '@flotilla/core/testing';
 import { expect, test } from 'vitest';
 import { createBodyMemory } from '../body-memory.ts';
 import { fenceOf } from '../dispatch/attempt.ts';
 import { createGrants } from '../dispatch/grants.ts';
-import type { ModelSpot } from '../fleet/node.ts';
+import { type ModelSpot, UNSETTLED_MOST } from '../fleet/node.ts';
 import { createRoster } from '../fleet/roster.ts';
 import { memoryLog } from '../testing/memory-log.ts';
 import { createHeldJobs } from './held-jobs.ts';

@@ -9,7 +9,6 @@ import {
   type Log,
   type ResultOutcome,
   type UsageRecord,
-  UNSETTLED_MOST,
   type UsageWord,
   estimateUsage,
   grantedJob,
@@ -30,7 +29,7 @@ import { type Attempt, fenceOf } from '../dispatch/attempt.ts';
 import type { Grants, RuledEnd } from '../dispatch/grants.ts';
 import type { Places } from '../dispatch/places.ts';
 import type { Link } from '../fleet/link.ts';
-import type { FleetNode, ModelSpot } from '../fleet/node.ts';
+import { type FleetNode, type ModelSpot, UNSETTLED_MOST } from '../fleet/node.ts';
 import { Collector, collectorOf } from './collector.ts';
 import { laneAfter, readLane } from './lane.ts';
 import type { ReadyLanes } from './ready-lanes.ts';

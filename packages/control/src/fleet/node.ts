@@ -17,6 +17,12 @@ import type { BackendHealth, Descriptor, Health, JournalHealth, Operation } from
 import type { Attempt } from '../dispatch/attempt.ts';
 import type { Link } from './link.ts';
 
+/**
+ * Where the store is slower than a node, results pile up on it, which keeps them until they are committed. With so many,
+ * nothing more is claimed for it: it would have to reject it soon, for its inventory would be full.
+ */
+export const UNSETTLED_MOST = 256;
+
 /** A node as this replica knows it: what the store says, what its link says, what it has been given. */
 export interface FleetNode extends PlacementNode {
   /** It is no machine: an upstream API that this replica calls itself. Not in the roster, and in no row of nodes. */
@@ -29,6 +35,7 @@ export interface FleetNode extends PlacementNode {
   state: PlacementNode['state'];
   stalled: boolean;
   journal_down: boolean;
+  /** Ends of its detached work that the store has not taken yet. */
   unsettled: number;
   resting: boolean;
   cordoned: boolean;

@@ -4,8 +4,8 @@ import { failureKind } from './failure.ts';
 
 /**
  * Rows that many callers add one by one, written together: a flush takes whatever queued while the last one was in
- * flight. There is no timer (unless it is asked to `gather` or to keep a `pace_ms`), so a lone row waits for nothing, and
- * under load a statement carries hundreds.
+ * flight. There is no timer (unless it is asked to `gather`, or keeps a `pace_ms` after a larger flush), so a lone row
+ * waits for nothing, and under load a statement carries hundreds.
  *
  *     idle ──add──▶ flushing ──committed──▶ flushing what queued meanwhile, or idle
  *                      │  ▲

@@ -38,8 +38,7 @@ function arrayOf(values: unknown[]): string {
   return `{${FOREIGN_ESCAPE.test(text) ? values.map(element).join(',') : text.slice(1, -1)}}`;
 }
 
-/** May match the second of two backslashes too; then the other way brings the same. */
-const FOREIGN_ESCAPE = /\\[^"\\]/;
+const FOREIGN_ESCAPE = /(?<!\\)(?:\\\\)*\\[^"\\]/;
 
 function element(value: unknown): string {
   return typeof value === 'string'

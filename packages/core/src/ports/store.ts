@@ -90,7 +90,7 @@ export interface Store extends DetachedJobs, ModelDiscoveries, Upstreams, Shared
 
   // ── Attached jobs ──
   /**
-   * Finished attached jobs: job, attempts and usage of all of them in one statement with one JSON parameter.
+   * Finished attached jobs: job, attempts and usage of all of them in one statement.
    * A job already settled stays as it is (the same settlement may be sent again after a lost answer).
    */
   settle(batch: Settlement[]): Promise<void>;

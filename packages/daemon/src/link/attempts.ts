@@ -59,7 +59,7 @@ const ITEM_BYTES = 128;
  * is taken on, until half of them are gone: else each one that is acknowledged would be told of, and the next one too.
  * What runs by then may still end and is kept beyond it.
  */
-export const KEPT_RESULTS_MOST = 768;
+export const KEPT_RESULTS_MOST = 384;
 const KEPT_RESULTS_MAX_BYTES = 256 * 1024 * 1024;
 /** Bodies are held whole to be asked twice; the control plane's own limit is 16 MiB. */
 const BODY_MAX_BYTES = 128 * 1024 * 1024;

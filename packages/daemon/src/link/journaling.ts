@@ -1,4 +1,4 @@
-import type { Clock, Timer } from '@flotilla/core';
+import { ChurnMap, type Clock, type Timer } from '@flotilla/core';
 import type { FromLink } from '../threads.ts';
 import type { Attempt } from './attempt.ts';
 
@@ -35,28 +35,29 @@ export function createJournaling(
   clock: Clock,
   tell: (message: Extract<FromLink, { type: 'journal_keep' | 'journal_drop' }>) => void,
 ): Journaling {
-  /** When each is due, in that order: all of one kind wait equally long. */
-  const begun = new Map<Attempt, number>();
-  const ended = new Map<Attempt, number>();
-  const told = new Set<Attempt>();
+  /** In the order in which they are due: all of one kind wait equally long. */
+  const begun = new ChurnMap<string, Due>();
+  const ended = new ChurnMap<string, Due>();
+  const told = new Set<string>();
   let timer: { at_ms: number; own: Timer } | null = null;
   let linked = false;
   return {
-    restored: (attempt) => void told.add(attempt),
+    restored: (attempt) => void told.add(nameOf(attempt)),
     began(attempt) {
-      begun.set(attempt, clock.now_ms() + BEGUN_AFTER_MS);
+      begun.set(nameOf(attempt), { attempt, at_ms: clock.now_ms() + BEGUN_AFTER_MS });
       watch();
     },
     ended(attempt) {
-      begun.delete(attempt);
-      ended.set(attempt, linked ? clock.now_ms() + ENDED_AFTER_MS : 0);
+      begun.delete(nameOf(attempt));
+      ended.set(nameOf(attempt), { attempt, at_ms: linked ? clock.now_ms() + ENDED_AFTER_MS : 0 });
       watch();
     },
     gone(attempt) {
-      begun.delete(attempt);
-      ended.delete(attempt);
+      const name = nameOf(attempt);
+      begun.delete(name);
+      ended.delete(name);
       const { job, attempt: number } = attempt.offer;
-      if (told.delete(attempt)) tell({ type: 'journal_drop', job, attempt: number });
+      if (told.delete(name)) tell({ type: 'journal_drop', job, attempt: number });
     },
     joined() {
       linked = true;
@@ -78,11 +79,12 @@ export function createJournaling(
     watch();
   }
 
-  function tellUntil(due: Map<Attempt, number>, now_ms: number): void {
-    for (const [attempt, at_ms] of due) {
+  function tellUntil(due: ChurnMap<string, Due>, now_ms: number): void {
+    for (const { attempt, at_ms } of due.values()) {
       if (at_ms > now_ms) return;
-      due.delete(attempt);
-      told.add(attempt);
+      const name = nameOf(attempt);
+      due.delete(name);
+      told.add(name);
       tell({ type: 'journal_keep', entry: attempt.journalEntry });
     }
   }
@@ -96,7 +98,16 @@ export function createJournaling(
   }
 }
 
-function firstOf(due: Map<Attempt, number>): number {
-  for (const at_ms of due.values()) return at_ms;
+interface Due {
+  readonly attempt: Attempt;
+  readonly at_ms: number;
+}
+
+function firstOf(due: ChurnMap<string, Due>): number {
+  for (const { at_ms } of due.values()) return at_ms;
   return Infinity;
+}
+
+function nameOf({ offer }: Attempt): string {
+  return `${offer.attempt} ${offer.job}`;
 }

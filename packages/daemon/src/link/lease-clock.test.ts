@@ -45,6 +45,25 @@ test.each([
   expect(clock()).toBeGreaterThan(1_200_000);
 });
 
+test('lease time never goes back, though uptime tells whole seconds and the wall clock is set meanwhile', () => {
+  let [true_ms, slept_ms, stepped_ms] = [0, 0, 0];
+  const clock = openLeaseClock(
+    () => true_ms,
+    () => 1000 + Math.floor((true_ms + slept_ms) / 1000),
+    () => 1_790_000_000_000 + true_ms + slept_ms + stepped_ms,
+  );
+  slept_ms = 60_000;
+  let last = clock();
+  while (true_ms < 20_000) {
+    true_ms += 10;
+    if (true_ms % 990 === 0) stepped_ms += 100;
+    const now = clock();
+    expect(now).toBeGreaterThanOrEqual(last);
+    expect(now).toBeLessThanOrEqual(true_ms + slept_ms);
+    last = now;
+  }
+});
+
 test('the lease runs from the newest acknowledged beat, by when it was sent', () => {
   const t = timings(5000);
   expect(fenceIn(NO_LEASE, 0)).toBe(Number.POSITIVE_INFINITY);

@@ -21,6 +21,8 @@ export function openLeaseClock(
   let apart = wall_ms() - steady_start;
   /** What uptime has counted, at `read_at`. */
   let by_uptime = 0;
+  /** It never goes back: where uptime comes in whole seconds, a new reading may be behind what was made of the last. */
+  let last = 0;
   return () => {
     const steady = steady_ms();
     const now_apart = wall_ms() - steady;
@@ -29,10 +31,11 @@ export function openLeaseClock(
       read_at = steady;
       apart = now_apart;
     }
-    return Math.max(steady - steady_start, by_uptime + (steady - read_at));
+    last = Math.max(last, steady - steady_start, by_uptime + (steady - read_at));
+    return last;
   };
 }
 
-/** The wall clock tells whole milliseconds. */
-const APART_MS = 10;
+/** Some wall clocks move on by 16 ms at a time. */
+const APART_MS = 50;
 const READ_EVERY_MS = 1000;
