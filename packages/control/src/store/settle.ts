@@ -10,7 +10,7 @@ import { prepared, type Sql } from './sql.ts';
  * answer. One exception: a row that another replica ended because it believed the owner dead (`orphaned`) is completed
  * by its owner, who knows better.
  *
- * Measured on 2 shared cores of an AMD EPYC, load average 3, rows settled a second with 1, 30 and 300 a batch:
+ * Measured while batches were JSON, on 2 shared cores of an AMD EPYC, load average 3, rows settled a second with 1, 30 and 300 a batch:
  *   PGlite through its thread     1,400   6,200   8,000      CPU of the thread a row: 0.42, 0.14, 0.11 ms
  *   PostgreSQL 15, fsync on       1,300   7,900  11,300      CPU of this process a row: 0.27, 0.03, 0.01 ms
  * A row in a large batch costs a fraction of a row alone, so all that ended while the last batch was in flight goes in

@@ -3,6 +3,8 @@ import { served } from '../job-columns.ts';
 import type { Sql, Statement } from '../sql.ts';
 
 export const FENCE = { id: 'text', attempt: 'bigint', node: 'text', epoch: 'bigint' } as const;
+/** What `tellStory` reads of a batch. */
+export const STORY = { ...FENCE, backend: 'text', outcome: 'text', code: 'text', message: 'text' } as const;
 
 /**
  * The rows that a batch names, locked in order of id, so that batches of two replicas cannot wait for each other; with

@@ -2,14 +2,10 @@ import type { Finish, ResultOutcome } from '@flotilla/core';
 import { type Columns, columnsOf, unnested, widthOf } from '../columns.ts';
 import { promptEstimate, served, USAGE, USAGE_COLUMNS } from '../job-columns.ts';
 import { NOW_MS, prepared, type Sql } from '../sql.ts';
-import { FENCE, heldWith, moveJobs, RESULT_OUTCOME, tellStory } from './fence.ts';
+import { heldWith, moveJobs, RESULT_OUTCOME, STORY, tellStory } from './fence.ts';
 
 const COLUMNS = {
-  ...FENCE,
-  backend: 'text',
-  outcome: 'text',
-  code: 'text',
-  message: 'text',
+  ...STORY,
   state: 'text',
   digest: 'text',
   error_code: 'text',

@@ -1,14 +1,10 @@
 import type { Requeue, ResultOutcome } from '@flotilla/core';
 import { type Columns, columnsOf, unnested } from '../columns.ts';
 import { NOW_MS, prepared, type Sql } from '../sql.ts';
-import { FENCE, heldWith, moveJobs, RESULT_OUTCOME, tellStory } from './fence.ts';
+import { heldWith, moveJobs, RESULT_OUTCOME, STORY, tellStory } from './fence.ts';
 
 const COLUMNS = {
-  ...FENCE,
-  backend: 'text',
-  outcome: 'text',
-  code: 'text',
-  message: 'text',
+  ...STORY,
   delay_ms: 'bigint',
   counts: 'boolean',
   digest: 'text',
