@@ -12,7 +12,10 @@ import { interleave, middle } from '../rounds.ts';
 import type { Scenario, Stage } from '../scenario.ts';
 import { MODEL, type Target, TARGETS } from '../targets.ts';
 
-/** How fast a control plane is there, and what it keeps in memory, at rest and through a long load. */
+/**
+ * How fast a control plane is there, and what it keeps in memory, at rest and through a long load. The loads on both
+ * stores run at once: what a process keeps does not depend on its neighbour, and one hour is enough for both.
+ */
 const STORES = ['PostgreSQL', 'PGlite'] as const;
 type StoreName = (typeof STORES)[number];
 
@@ -49,11 +52,8 @@ export const footprint: Scenario = {
       for (const place of places) first.set(place.store, await start(place, stage));
       stage.say('Starts, on stores that are there.');
       const again = await interleave(places, stage.rounds, (place) => start(place, stage));
-      const loads: Load[] = [];
-      for (const store of stores) {
-        stage.say(`${store}: a load for ${stage.load_ms / 60_000} minutes.`);
-        loads.push(await loadOn(store, stage));
-      }
+      stage.say(`A load on each store for ${stage.load_ms / 60_000} minutes.`);
+      const loads = await Promise.all(stores.map((store) => loadOn(store, stage)));
       const starts = [...again].map(([{ store }, rounds]) => ({ store, first: first.get(store)!, rounds }));
       return reportOf(starts, loads, stage);
     } finally {
@@ -156,7 +156,7 @@ function reportOf(starts: Starts[], loads: Load[], stage: Stage): Report {
       '`/readyz` says that it serves, and its resident memory after it has been idle for ' +
       `${(stage.quick ? QUICK_IDLE_MS : IDLE_MS) / 1000} s (PGlite runs in the process itself, PostgreSQL does not). The load: ` +
       `${CONNECTIONS} connections with short streams, one after the other, through gateway and node, for ` +
-      `${figure(stage.load_ms / 60_000)} minutes on each store; memory at the end of each twelfth of it. It has not grown if the ` +
+      `${figure(stage.load_ms / 60_000)} minutes, on both stores at once; memory at the end of each twelfth of it. It has not grown if the ` +
       'last quarter lies no more than 5 % above the second.' +
       (starts.length === STORES.length ? '' : ' PostgreSQL was left out: give DATABASE_URL.'),
     goals: goalsOf(starts, loads, stage),

@@ -31,7 +31,8 @@ const CELLS: Cell[] = [
   { connections: 16, body_bytes: 500, events: 500 },
 ];
 
-const WARM_MS = 1500;
+/** In less, V8 has not yet compiled what a target does with each request, and the longest code is the slowest. */
+const WARM_MS = 10_000;
 
 interface Round extends Measured {
   /** Processor time of the target's own processes for each request, in µs; null where the system does not say. */
@@ -120,7 +121,7 @@ function reportOf(results: Result[], missing: Record<string, string>, stage: Sta
       'the bare floors in Node (a one-hop proxy; a two-hop relay to a node that has dialled out; the recording floor, which is ' +
       'that relay awaiting one batched row a request on the same store), through Portkey’s gateway, and through Flotilla, ' +
       'every request authenticated and recorded. Load generator, backend, targets, PostgreSQL and NATS share the machine. ' +
-      `Targets take turns within each of ${stage.rounds} rounds of ${stage.for_ms / 1000} s; ratios are of pairs of a round: ` +
+      `After ${WARM_MS / 1000} s of load each, targets take turns within each of ${stage.rounds} rounds of ${stage.for_ms / 1000} s; ratios are of pairs of a round: ` +
       'the median, and the lowest and highest. Processor time and memory are of the target’s own processes, PGlite in them, ' +
       'PostgreSQL and NATS not.' +
       Object.entries(missing)
