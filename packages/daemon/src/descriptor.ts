@@ -72,7 +72,7 @@ function describeModels(
   const fitting = backends.map(({ models }) =>
     models.toSorted((a, b) => (a.id < b.id ? -1 : 1)).slice(0, most),
   );
-  const slots = backends.reduce((sum, { capacity }) => sum + capacity, 0);
+  const slots = configuredSlots(backends);
   const descriptor: Descriptor = {
     name,
     labels,
@@ -88,7 +88,7 @@ function describeModels(
     })),
     pools: backends.map(({ target, capacity, capacity_from }) => ({
       id: target.pool,
-      capacity: slots <= SLOTS_MOST ? capacity : shareOf(capacity, slots),
+      capacity: offeredSlots(capacity, slots),
       capacity_from,
     })),
   };
@@ -111,8 +111,17 @@ function describeModels(
   };
 }
 
-/** A backend keeps one slot at least: without any its models would be listed, and never be served. */
-function shareOf(capacity: number, slots: number): number {
+export function configuredSlots(backends: readonly Pick<BackendState, 'capacity'>[]): number {
+  return backends.reduce((sum, { capacity }) => sum + capacity, 0);
+}
+
+/**
+ * A backend keeps one slot at least: without any its models would be listed, and never be served.
+ * @param slots all that the node's backends have
+ * @returns how many of this backend's slots are offered
+ */
+export function offeredSlots(capacity: number, slots: number): number {
+  if (slots <= SLOTS_MOST) return capacity;
   return Math.min(capacity, Math.max(1, Math.floor((capacity * SLOTS_MOST) / slots)));
 }
 

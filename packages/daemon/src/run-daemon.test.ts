@@ -236,6 +236,19 @@ describe('while it runs', () => {
     });
   });
 
+  test('slots are shown as they are offered, also where more are configured', async () => {
+    const server = await backend();
+    const { get } = await running({
+      flags: {
+        backends: [{ url: server.url, id: 'gpu', slots: 2000 }],
+        status_port: 0,
+        find_backends: false,
+      },
+    });
+    expect(JSON.parse((await get('/status')).text)).toMatchObject({ pools: [{ id: 'gpu', capacity: 512 }] });
+    expect((await get('/metrics')).text).toContain('flotilla_node_capacity{pool="gpu"} 512');
+  });
+
   test('a backend that dies is told to the link at once when a request has failed, and again when it is back', async () => {
     const server = await backend();
     const { say, heard } = await running({

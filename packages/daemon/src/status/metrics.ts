@@ -1,5 +1,6 @@
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 import type { BackendState } from '../backends/backend-set.ts';
+import { configuredSlots, offeredSlots } from '../descriptor.ts';
 import type { FromLink } from '../threads.ts';
 import type { DaemonStatus } from './view.ts';
 
@@ -107,7 +108,10 @@ export class Metrics {
       for (const { id, in_flight } of read().status.pools) set.set({ pool: id }, in_flight);
     });
     gauge('capacity', 'Attempts that may run at once.', ['pool'], (set) => {
-      for (const { target, capacity } of read().backends) set.set({ pool: target.pool }, capacity);
+      const { backends } = read();
+      const slots = configuredSlots(backends);
+      for (const { target, capacity } of backends)
+        set.set({ pool: target.pool }, offeredSlots(capacity, slots));
     });
     gauge('backend_health', '1 healthy, 0.5 degraded, 0 down.', ['backend', 'kind'], (set) => {
       for (const { id, kind, health } of read().backends)

@@ -1,5 +1,6 @@
 import type { JournalHealth } from '@flotilla/protocol';
 import type { BackendState } from '../backends/backend-set.ts';
+import { configuredSlots, offeredSlots } from '../descriptor.ts';
 import type { AttemptLoad } from '../threads.ts';
 
 /** What is true of the daemon now: kept by `daemon.ts`, read by the status server, `status` and the metrics. */
@@ -65,6 +66,7 @@ export function statusView(
 ): Record<string, unknown> {
   const { link, started_at, drain, attempts, pools, ignored, ...rest } = status;
   const ready = readiness(status, backends);
+  const slots = configuredSlots(backends);
   return {
     ...rest,
     uptime_ms: now_wall_ms - started_at,
@@ -82,7 +84,7 @@ export function statusView(
     pools: backends.map(({ target, capacity, capacity_from }) => ({
       id: target.pool,
       in_flight: pools.find(({ id }) => id === target.pool)?.in_flight ?? 0,
-      capacity,
+      capacity: offeredSlots(capacity, slots),
       capacity_from,
     })),
     attempts,
