@@ -26,7 +26,7 @@ const SLOTS = 4;
 const POOL = 'pool';
 const NOBODY: ReadonlySet<string> = new Set();
 
-/** @param decisions of each kind; a tenth of them goes before, unmeasured */
+/** @param decisions of each kind; as many go before, unmeasured: until then V8 still compiles what the first do */
 export function decide(decisions: number): Decided[] {
   const each = fleet(MODELS, MODELS_A_NODE);
   const popular = fleet(1, 1);
@@ -98,7 +98,7 @@ function time(
   const took = new Samples();
   const taken = new Set<{ spot: Spot }>();
   const most = NODES * SLOTS * full * (Object.keys(labels).length === 0 ? 1 : 0.1);
-  const skipped = most + decisions / 10;
+  const skipped = most + decisions;
   const random = Math.random;
   for (let n = 0; n < skipped + decisions; n++) {
     const own = spots[Math.floor(random() * spots.length)]!;
