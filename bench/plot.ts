@@ -1,4 +1,4 @@
-import { figure } from './report.ts';
+import { figure } from './figure.ts';
 
 /**
  * Bars, one group a cell and one bar a target; plain SVG that reads on light and on dark. Each group has its own scale:
@@ -10,8 +10,8 @@ export interface Bars {
   groups: { label: string; bars: { name: string; value: number }[] }[];
 }
 
-const WIDTH = 960;
-const LEFT = 250;
+const WIDTH = 1040;
+const LEFT = 330;
 const BAR = 16;
 const GAP = 4;
 const GROUP_GAP = 30;

@@ -1,6 +1,8 @@
 import { mkdir, writeFile } from 'node:fs/promises';
 import { BUSY, hardware } from './hardware.ts';
 import type { Spread } from './histogram.ts';
+import { figure } from './figure.ts';
+import { type Bars, bars } from './plot.ts';
 import type { Paired } from './rounds.ts';
 
 /** What a scenario has found: kept as JSON for machines and as a page for people, with its plots beside it. */
@@ -31,11 +33,9 @@ export interface Table {
   rows: string[][];
 }
 
-interface Plot {
+interface Plot extends Bars {
   /** Of the file, after the scenario's name. */
   name: string;
-  title: string;
-  svg: string;
 }
 
 const RESULTS = new URL('results/', import.meta.url);
@@ -66,7 +66,7 @@ export interface Circumstances {
 export async function keep(report: Report, ran: Circumstances): Promise<string> {
   await mkdir(RESULTS, { recursive: true });
   const { name } = report;
-  for (const plot of report.plots) await writeFile(new URL(fileOf(report, plot), RESULTS), plot.svg);
+  for (const plot of report.plots) await writeFile(new URL(fileOf(report, plot), RESULTS), bars(plot));
   await writeFile(new URL(`${name}.json`, RESULTS), `${JSON.stringify(keptOf(report, ran), null, 1)}\n`);
   const page = pageOf(report, ran);
   await writeFile(new URL(`${name}.md`, RESULTS), page);
@@ -123,13 +123,6 @@ export function goalRows({ goals }: Pick<KeptReport, 'goals'>): string[][] {
 function tableOf(columns: string[], rows: string[][]): string {
   const line = (cells: string[]) => `| ${cells.join(' | ')} |`;
   return [line(columns), line(columns.map(() => '---')), ...rows.map(line)].join('\n');
-}
-
-/** The three digits that a measurement of this kind can hold. */
-export function figure(value: number, digits = 3): string {
-  if (!Number.isFinite(value)) return '–';
-  if (value >= 1000) return Math.round(value).toLocaleString('en');
-  return String(Number(value.toPrecision(digits)));
 }
 
 /** `0.83 (0.79 to 0.88)` */

@@ -3,7 +3,8 @@ import { median, type Spread, spreadOf } from '../histogram.ts';
 import { NODES, type NodeKind, startNode } from '../nodes/start.ts';
 import { openLoop } from '../open-loop.ts';
 import { order } from '../orders.ts';
-import { figure, goalOf, type Report, SPREAD_COLUMNS, spreadCells, type Table } from '../report.ts';
+import { figure } from '../figure.ts';
+import { goalOf, type Report, SPREAD_COLUMNS, spreadCells, type Table } from '../report.ts';
 import { interleave, middle } from '../rounds.ts';
 import type { Scenario, Stage } from '../scenario.ts';
 import { benchKey, MODEL, openFlotilla } from '../targets.ts';
@@ -36,7 +37,7 @@ interface Row {
 }
 
 const RATES = [200, 2000];
-const WARM_MS = 1500;
+const WARM_MS = 5000;
 
 export const accept: Scenario = {
   name: 'accept',
@@ -141,7 +142,22 @@ function reportOf(rows: Row[], missing: string[], stage: Stage): Report {
       `itself was at p99: where that is near a figure, the machine is what was measured. ${missing.join(' ')}`,
     goals: goalsOf(rows),
     tables: RATES.flatMap((per_second) => tablesOf(rows, per_second)),
-    plots: [],
+    plots: [
+      {
+        name: 'start',
+        title: 'From sending to the node having it, p99',
+        unit: 'ms',
+        groups: RATES.map((rate) => ({
+          label: `${rate} jobs a second`,
+          bars: rows
+            .filter(({ per_second }) => per_second === rate)
+            .map(({ target, rounds }) => ({
+              name: target,
+              value: usual(rounds.map(({ started }) => started)).p99,
+            })),
+        })),
+      },
+    ],
     data: rows,
   };
 }

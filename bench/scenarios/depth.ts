@@ -3,7 +3,8 @@ import { openStore } from '../../packages/control/src/store/open.ts';
 import { freshDatabase, quiet } from '../../tests/support/store.ts';
 import { aDetachedJob, aFinish } from '../../tests/conformance/detached-rows.ts';
 import { median, Samples, type Spread, spreadOf } from '../histogram.ts';
-import { figure, goalOf, type Report, SPREAD_COLUMNS, spreadCells, type Table } from '../report.ts';
+import { figure } from '../figure.ts';
+import { goalOf, type Report, SPREAD_COLUMNS, spreadCells, type Table } from '../report.ts';
 import { interleave } from '../rounds.ts';
 import type { Scenario, Stage } from '../scenario.ts';
 
@@ -173,6 +174,7 @@ function p99Of(found: Measured[], queued: number): number {
 }
 
 function reportOf(found: Measured[], stage: Stage): Report {
+  const depths = [...new Set(found.map((one) => one.depth))];
   const left_out = found.length > 0 ? '' : ' Left out: no PostgreSQL, give DATABASE_URL.';
   return {
     name: 'depth',
@@ -184,8 +186,26 @@ function reportOf(found: Measured[], stage: Stage): Report {
       'REPEATABLE READ transaction open, so that nothing that is dead can be cleaned away; its windows follow one another, and the ' +
       `goal is judged by the last. Each depth is at work for ${figure(stage.held_ms / 60_000)} minutes of that. The depths take turns.${left_out}`,
     goals: goalsOf(found),
-    tables: [...new Set(found.map((one) => one.depth))].map((queued) => tableOf(found, queued)),
-    plots: [],
+    tables: depths.map((queued) => tableOf(found, queued)),
+    plots: [
+      {
+        name: 'claims',
+        title: `One claim of ${CLAIMED}`,
+        unit: 'ms',
+        groups: (['p50', 'p99'] as const).map((share) => ({
+          label: share,
+          bars: depths.flatMap((queued) => {
+            const own = found.filter((one) => one.depth === queued);
+            const calm = own.filter(({ held_s }) => held_s === null).map(({ claim }) => claim[share]);
+            const name = `${queued.toLocaleString('en')} queued`;
+            return [
+              { name, value: median(calm) },
+              { name: `${name}, held`, value: own.at(-1)!.claim[share] },
+            ];
+          }),
+        })),
+      },
+    ],
     data: found,
   };
 }

@@ -6,7 +6,8 @@ import type { Plane, TestNode, World } from '../../tests/support/world.ts';
 import { type Spread, spreadOf } from '../histogram.ts';
 import { dial, requestBytes } from '../load.ts';
 import { order, sharedNow_ms } from '../orders.ts';
-import { figure, goalOf, type Report, SPREAD_COLUMNS, spreadCells } from '../report.ts';
+import { figure } from '../figure.ts';
+import { goalOf, type Report, SPREAD_COLUMNS, spreadCells } from '../report.ts';
 import type { Scenario, Stage } from '../scenario.ts';
 import { type Script, startServer } from '../script.ts';
 import { benchKey, MODEL, openFlotilla } from '../targets.ts';
@@ -245,7 +246,16 @@ function reportOf(cases: Case[], replicas: boolean, stage: Stage): Report {
         ),
       },
     ],
-    plots: [],
+    plots: [
+      {
+        name: 'most',
+        title: 'Until it goes on elsewhere, at most',
+        unit: 'ms',
+        groups: [
+          { label: 'most', bars: spreads.map(({ what, spread }) => ({ name: what, value: spread.most })) },
+        ],
+      },
+    ],
     data: cases,
   };
 }

@@ -8,7 +8,8 @@ import { enrolAll } from '../nodes/enrolled.ts';
 import type { Settled } from '../nodes/swarm.ts';
 import { order } from '../orders.ts';
 import { type Decided, decide } from '../placement.ts';
-import { figure, goalOf, type Report, SPREAD_COLUMNS, spreadCells, type Table } from '../report.ts';
+import { figure } from '../figure.ts';
+import { goalOf, type Report, SPREAD_COLUMNS, spreadCells, type Table } from '../report.ts';
 import type { Scenario, Stage } from '../scenario.ts';
 import { startServer } from '../script.ts';
 import { openFlotilla } from '../targets.ts';
@@ -225,7 +226,17 @@ function reportOf(found: Found | null, decided: Decided[], stage: Stage): Report
         : `${stage.rounds} storms of each kind.`),
     goals: goalsOf(found, decided),
     tables: [...(found === null ? [] : tablesOf(found)), placementTable(decided)],
-    plots: [],
+    plots: [
+      {
+        name: 'placement',
+        title: 'One placement among 10,000 nodes',
+        unit: 'µs',
+        groups: (['p50', 'p99'] as const).map((share) => ({
+          label: share,
+          bars: decided.map(({ what, took }) => ({ name: what, value: took[share] })),
+        })),
+      },
+    ],
     data: { found, decided },
   };
 }

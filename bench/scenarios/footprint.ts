@@ -7,7 +7,8 @@ import { flotilla } from '../../tests/support/program.ts';
 import { freePort } from '../../tests/support/free-port.ts';
 import { processUse } from '../hardware.ts';
 import { generate } from '../load.ts';
-import { figure, goalOf, type Report, spread, type Table } from '../report.ts';
+import { figure } from '../figure.ts';
+import { goalOf, type Report, spread, type Table } from '../report.ts';
 import { interleave, middle } from '../rounds.ts';
 import type { Scenario, Stage } from '../scenario.ts';
 import { MODEL, type Target, TARGETS } from '../targets.ts';
@@ -161,7 +162,20 @@ function reportOf(starts: Starts[], loads: Load[], stage: Stage): Report {
       (starts.length === STORES.length ? '' : ' PostgreSQL was left out: give DATABASE_URL.'),
     goals: goalsOf(starts, loads, stage),
     tables: [startTable(starts), loadTable(loads)],
-    plots: [],
+    plots: [
+      {
+        name: 'memory',
+        title: 'Memory through the load',
+        unit: 'MiB',
+        groups: loads.map(({ store, minutes, memory_mib }) => ({
+          label: store,
+          bars: memory_mib.map((value, step) => ({
+            name: `after ${figure(((step + 1) * minutes) / STEPS)} minutes`,
+            value,
+          })),
+        })),
+      },
+    ],
     data: { starts, loads },
   };
 }

@@ -1,7 +1,7 @@
 import { median } from '../histogram.ts';
-import { bars } from '../plot.ts';
 import { missing, type Queue, QUEUES, type Work } from '../queues.ts';
-import { figure, type Goal, goalOf, type Report, spread } from '../report.ts';
+import { figure } from '../figure.ts';
+import { type Goal, goalOf, type Report, spread } from '../report.ts';
 import { interleave, middle, ratio } from '../rounds.ts';
 import type { Scenario, Stage } from '../scenario.ts';
 
@@ -28,6 +28,8 @@ const WAYS: Way[] = [
   },
 ];
 const QUICK_DIVISOR = 5;
+/** Of the jobs of a round, that are done before the first of them. */
+const WARM_DIVISOR = 2;
 
 interface Result {
   way: Way['name'];
@@ -49,11 +51,11 @@ export const lifecycles: Scenario = {
         if (why === undefined) queues.push(await start(stage.place));
         else left_out.push(`${name} was left out (${why}).`);
       }
-      for (const queue of queues) await queue.run({ jobs: 1000, batch: 100, senders: 4 });
       const results: Result[] = [];
       for (const way of WAYS) {
         const jobs = stage.quick ? way.jobs / QUICK_DIVISOR : way.jobs;
         stage.say(way.title);
+        for (const queue of queues) await queue.run({ ...way.work, jobs: jobs / WARM_DIVISOR });
         const found = await interleave(queues, stage.rounds, (queue) => queue.run({ ...way.work, jobs }));
         for (const [queue, rounds] of found) results.push({ way: way.name, queue: queue.name, rounds });
       }
@@ -75,7 +77,7 @@ function reportOf(results: Result[], left_out: string[], stage: Stage): Report {
       'BullMQ are called in the process that also does the work: no HTTP, no keys, no limits, no usage, no second process. ' +
       'PostgreSQL is the same server for all, with its own settings of fsync and synchronous_commit; Redis appends and syncs before ' +
       'each answer (appendfsync always). Each is set up as its documentation says for throughput (bench/peers/). All share the ' +
-      `machine and take turns in each of ${stage.rounds} rounds; ratios are of pairs of a round. ${left_out.join(' ')}`,
+      `machine and take turns in each of ${stage.rounds} rounds, after half a round that is not counted; ratios are of pairs of a round. ${left_out.join(' ')}`,
     goals: goalsOf(results),
     tables: WAYS.map(({ name, title }) => {
       const rows = results.filter(({ way }) => way === name);
@@ -95,16 +97,13 @@ function reportOf(results: Result[], left_out: string[], stage: Stage): Report {
       {
         name: 'rates',
         title: 'Jobs a second',
-        svg: bars({
-          title: 'Jobs a second',
-          unit: '/s',
-          groups: WAYS.map(({ name, title }) => ({
-            label: title,
-            bars: results
-              .filter(({ way }) => way === name)
-              .map(({ queue, rounds }) => ({ name: queue, value: median(rounds) })),
-          })),
-        }),
+        unit: '/s',
+        groups: WAYS.map(({ name, title }) => ({
+          label: title,
+          bars: results
+            .filter(({ way }) => way === name)
+            .map(({ queue, rounds }) => ({ name: queue, value: median(rounds) })),
+        })),
       },
     ],
     data: results,

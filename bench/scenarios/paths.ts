@@ -1,8 +1,8 @@
 import { processUse } from '../hardware.ts';
 import { median } from '../histogram.ts';
 import { generate, type Measured } from '../load.ts';
-import { bars } from '../plot.ts';
-import { figure, type Goal, type Report, spread, type Table } from '../report.ts';
+import { figure } from '../figure.ts';
+import { type Goal, type Report, spread, type Table } from '../report.ts';
 import { difference, interleave, type Paired, ratio } from '../rounds.ts';
 import type { Scenario, Stage } from '../scenario.ts';
 import { available, MODEL, type Target, TARGETS } from '../targets.ts';
@@ -130,16 +130,8 @@ function reportOf(results: Result[], missing: Record<string, string>, stage: Sta
     goals: goalsOf(results),
     tables: results.map(tableOf),
     plots: [
-      {
-        name: 'whole',
-        title: 'Whole answers a second',
-        svg: bars({ title: 'Whole answers a second', unit: '/s', groups: groupsOf(results, false) }),
-      },
-      {
-        name: 'streams',
-        title: 'Streams a second',
-        svg: bars({ title: 'Streams a second', unit: '/s', groups: groupsOf(results, true) }),
-      },
+      { name: 'whole', title: 'Whole answers a second', unit: '/s', groups: groupsOf(results, false) },
+      { name: 'streams', title: 'Streams a second', unit: '/s', groups: groupsOf(results, true) },
     ],
     data: results,
   };

@@ -4,15 +4,8 @@ import { processUse } from '../hardware.ts';
 import { Samples, type Spread, spreadOf } from '../histogram.ts';
 import { dial, requestBytes } from '../load.ts';
 import { sharedNow_ms } from '../orders.ts';
-import {
-  figure,
-  type Goal,
-  goalOf,
-  type Report,
-  SPREAD_COLUMNS,
-  spreadCells,
-  type Table,
-} from '../report.ts';
+import { figure } from '../figure.ts';
+import { type Goal, goalOf, type Report, SPREAD_COLUMNS, spreadCells, type Table } from '../report.ts';
 import { interleave, middle } from '../rounds.ts';
 import type { Scenario, Stage } from '../scenario.ts';
 import { available, MODEL, type Target, TARGETS } from '../targets.ts';
@@ -185,7 +178,22 @@ function reportOf(rows: Row[], left_out: string[], stage: Stage): Report {
         streams,
       ),
     ),
-    plots: [],
+    plots: [
+      {
+        name: 'gaps',
+        title: 'Added to the gaps between events, p99',
+        unit: 'ms',
+        groups: cells.map((streams) => ({
+          label: `${streams} streams`,
+          bars: rows
+            .filter((row) => row.streams === streams)
+            .map(({ target, rounds }) => ({
+              name: target,
+              value: middle(rounds.map(({ added }) => added.p99)).median,
+            })),
+        })),
+      },
+    ],
     data: rows,
   };
 }
