@@ -1,4 +1,6 @@
-import { describe, expect, onTestFinished, test } from 'vitest';
+import { once } from 'node:events';
+import { type AddressInfo, connect, createServer } from 'node:net';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { ensureAdminKey } from '../../packages/control/src/accounts/keys.ts';
 import { systemClock, systemRandom } from '../../packages/control/src/clock.ts';
 import { openEngine, openStore } from '../../packages/control/src/store/open.ts';
@@ -118,9 +120,50 @@ describe.skipIf(testServer === undefined)(
       await engine.close();
     });
 
+    test('a replica is known by its sessions, which are gone when it is', async () => {
+      const options = await emptyDatabase();
+      const [own, other] = [
+        await openStore({ ...options, replica: 'rep_a' }, quiet),
+        await openStore(options, quiet),
+      ];
+      expect(await other.openSessions()).toContain('rep_a');
+      await own.close();
+      await vi.waitFor(async () => expect(await other.openSessions()).not.toContain('rep_a'));
+      await other.close();
+    });
+
+    test('behind a pooler, whose sessions are its own, nobody is taken for gone', async () => {
+      const { database_url } = (await emptyDatabase()) as { database_url: string };
+      const server = new URL(database_url);
+      const pooler = await startPooler(Number(server.port));
+      server.port = String(pooler.port);
+      const store = await openStore({ database_url: server.href, replica: 'rep_a' }, quiet);
+      expect(await store.openSessions()).toBeNull();
+      await store.close();
+      pooler.close();
+    });
+
     test('a server that is not there is told with what to do', async () => {
       const nowhere = { database_url: 'postgres://flotilla@127.0.0.1:9/none' };
       await expect(openStore(nowhere, quiet)).rejects.toThrow(/could not be reached.*Check DATABASE_URL/);
     });
   },
 );
+
+/** As a client sees PgBouncer: all that PostgreSQL says, but the number of the session is another one. */
+async function startPooler(to: number): Promise<{ port: number; close(): void }> {
+  const KEY_DATA = Buffer.from([0x4b, 0, 0, 0, 12]);
+  const server = createServer((client) => {
+    const upstream = connect(to, '127.0.0.1');
+    client.on('error', () => upstream.destroy()).pipe(upstream);
+    upstream.on('error', () => client.destroy()).on('end', () => client.end());
+    upstream.on('data', (data) => {
+      const at = data.indexOf(KEY_DATA);
+      if (at >= 0) data.writeInt32BE(data.readInt32BE(at + KEY_DATA.length) + 1, at + KEY_DATA.length);
+      client.write(data);
+    });
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  return { port: (server.address() as AddressInfo).port, close: () => server.close() };
+}

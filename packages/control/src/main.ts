@@ -247,7 +247,8 @@ async function openOwnStore(
   undo: Undo,
 ): Promise<{ store: Store; membership: Replica }> {
   const { database_url, data_dir } = config;
-  const store = await openStore(database_url === undefined ? { data_dir } : { database_url }, log);
+  const place = database_url === undefined ? { data_dir } : { database_url, replica };
+  const store = await openStore(place, log);
   undo.push(() => store.close());
   log.info(
     { store: store.engine },

@@ -3,7 +3,7 @@ import { joinReplicas } from './replica.ts';
 import { ManualClock } from '@flotilla/core/testing';
 import { memoryLog } from './testing/memory-log.ts';
 
-function setup(engine: 'embedded' | 'postgres' = 'postgres') {
+function setup(engine: 'embedded' | 'postgres' = 'postgres', sessions: ReadonlySet<string> | null = null) {
   const rows = new Map<string, number>();
   const died: string[] = [];
   const ended: string[] = [];
@@ -19,6 +19,7 @@ function setup(engine: 'embedded' | 'postgres' = 'postgres') {
     endReplica: (id: string) => Promise.resolve(void rows.delete(id)),
     listReplicas: () =>
       Promise.resolve([...rows].map(([id, bumps]) => ({ id, bumps, bus: id.startsWith('bus') }))),
+    openSessions: () => Promise.resolve(sessions),
     endOrphans: (id: string) => Promise.resolve(ended.push(id)),
   };
   const join = (id: string, bus = false) =>
@@ -118,6 +119,23 @@ describe('a replica', () => {
     await joining;
     expect([...rows.keys()]).toEqual(['a']);
     expect(ended).toEqual(['dead']);
+  });
+
+  test('clears away at once another that has no session at the store, and watches one that has', async () => {
+    const killed = setup('postgres', new Set(['a', 'elsewhere']));
+    killed.rows.set('dead', 7);
+    await killed.join('a');
+    expect(killed.ended).toEqual(['dead']);
+    expect(killed.clock.started).not.toContain(2500);
+
+    const hangs = setup('postgres', new Set(['a', 'hangs']));
+    hangs.rows.set('hangs', 7).set('dead', 7);
+    const joining = hangs.join('a');
+    await vi.waitFor(() => expect(hangs.clock.started).toContain(2500));
+    expect(hangs.ended).toEqual([]);
+    hangs.clock.advance(2500);
+    await joining;
+    expect(hangs.ended).toEqual(['hangs', 'dead']);
   });
 
   test('of two that start together at most one stays', async () => {

@@ -4,7 +4,7 @@ import { type Repeating, repeat } from './repeat.ts';
 /**
  * This process among the rows of `replicas`:
  *
- *     starting ──no other row that moves, or all have the bus──▶ one of them (its row is bumped each second) ──leave()──▶ gone
+ *     starting ──no other row that moves or has a session, or all have the bus──▶ one of them (its row is bumped each second) ──leave()──▶ gone
  *         │                                                          └──its row is gone──▶ buried: it must stop
  *         └──another row is bumped while watched, and it or we have no bus──▶ refused, with the reason
  *
@@ -29,7 +29,7 @@ export interface Replica {
 
 type ReplicaStore = Pick<
   Store,
-  'engine' | 'enterReplica' | 'bumpReplica' | 'endReplica' | 'listReplicas' | 'endOrphans'
+  'engine' | 'enterReplica' | 'bumpReplica' | 'endReplica' | 'listReplicas' | 'openSessions' | 'endOrphans'
 >;
 export interface ReplicaDeps {
   store: ReplicaStore;
@@ -157,6 +157,11 @@ async function watchOthers({ store, clock, id, bus }: ReplicaDeps): Promise<stri
   if (strangers.length === 0) return [];
   // The data directory's lock lets no second process live on an embedded store.
   if (store.engine === 'embedded') return [...before.keys()];
+  // One that was killed has no session any more: its successor need not watch it stand still. One that has lost its
+  // connections for this moment only finds its row gone, and stops.
+  const connected = await store.openSessions();
+  if (connected !== null && strangers.every(({ id: other }) => !connected.has(other)))
+    return strangers.map((row) => row.id);
   await new Promise<void>((over) => void clock.after(WATCH_MS, over));
   const after = await othersOf(store, id);
   const still = strangers.filter((row) => after.has(row.id));

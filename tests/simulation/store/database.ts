@@ -90,6 +90,7 @@ const OPERATIONS = {
   bumpReplica: replicas.bumpReplica,
   endReplica: replicas.endReplica,
   listReplicas: replicas.listReplicas,
+  openSessions: () => null,
   drawLimits,
 
   settle: attached.settle,

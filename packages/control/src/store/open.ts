@@ -6,7 +6,8 @@ import { openPostgres } from './postgres.ts';
 import type { Engine } from './sql.ts';
 import { storeOn } from './store.ts';
 
-export type StoreOptions = { database_url: string } | { data_dir: string };
+/** `replica`: whose store it is, by which others can tell that it is connected. */
+export type StoreOptions = { database_url: string; replica?: string } | { data_dir: string };
 
 /** Opens the store and brings its schema to this program's version, or says why not and what to do. */
 export async function openStore(options: StoreOptions, log: Log): Promise<Store> {
@@ -21,7 +22,7 @@ export async function openEngine(
 ): Promise<Engine> {
   const engine =
     'database_url' in options
-      ? await openPostgres(options.database_url, log)
+      ? await openPostgres(options.database_url, log, { replica: options.replica })
       : await openPglite(options.data_dir, log);
   try {
     await migrate(engine, migrations, log);

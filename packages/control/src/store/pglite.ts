@@ -99,6 +99,8 @@ interface Waiter {
 class Pglite implements Engine {
   readonly kind = 'embedded';
   readonly durability = 'process death';
+  /** The data directory's lock tells. */
+  readonly openSessions = () => Promise.resolve(null);
   readonly #directory: string;
   #worker: Worker;
   readonly #lock: DataDirLock | null;

@@ -15,6 +15,7 @@ import {
  * PostgreSQL >= 15 through a pool. A server that restarts costs the statements under way (`unavailable`) and nothing
  * else: idle connections that break are logged and replaced at the next use.
  */
+const APPLICATION = 'flotilla';
 const CONNECTIONS = 10;
 const CONNECT_TIMEOUT_MS = 5_000;
 const STATEMENT_TIMEOUT_MS = 10_000;
@@ -28,15 +29,18 @@ const SNAPSHOT_STATEMENT_TIMEOUT_MS = 60_000;
 export interface PostgresLimits {
   /** How long a statement may take; a restore builds and checks whole tables in one. */
   statement_timeout_ms?: number;
+  /** Whose sessions these are, for `pg_stat_activity`. */
+  replica?: string | undefined;
 }
 
 export async function openPostgres(
   database_url: string,
   log: Log,
-  { statement_timeout_ms = STATEMENT_TIMEOUT_MS }: PostgresLimits = {},
+  { statement_timeout_ms = STATEMENT_TIMEOUT_MS, replica }: PostgresLimits = {},
 ): Promise<Engine> {
   const pool = new pg.Pool({
     ...connection(database_url, statement_timeout_ms),
+    ...(replica !== undefined && { application_name: `${APPLICATION} ${replica}` }),
     max: CONNECTIONS,
     idleTimeoutMillis: 60_000,
     idle_in_transaction_session_timeout: IDLE_IN_TRANSACTION_MS,
@@ -54,7 +58,7 @@ export async function openPostgres(
 function connection(database_url: string, statement_timeout_ms: number) {
   return {
     connectionString: database_url,
-    application_name: 'flotilla',
+    application_name: APPLICATION,
     // Each statement reads a few rows by an index. To compile one takes longer (0.2 to 0.4 s) than to run it; and a plan
     // that was made while a table was empty, and is kept, would read it whole for as long as nobody has analyzed it.
     options: '-c jit=off -c enable_seqscan=off',
@@ -105,6 +109,30 @@ class Postgres implements Engine {
     } finally {
       client.off('error', ignore);
       client.release(broken);
+    }
+  }
+
+  /**
+   * A pooler between (PgBouncer) has sessions of its own, and names them after whom it serves at the moment: behind one
+   * nothing is told. It is known by the session's number, which the server says and the pooler makes up.
+   */
+  async openSessions(): Promise<ReadonlySet<string> | null> {
+    const client = await this.#pool.connect().catch((error: unknown) => {
+      throw asStoreError(error);
+    });
+    try {
+      const rows = await run<{ pid: number; own: boolean; application_name: string }>(
+        client,
+        `select pid, pid = pg_backend_pid() as own, application_name from pg_stat_activity
+         where datname = current_database()`,
+        [],
+      );
+      const own = rows.find((row) => row.own)?.pid;
+      const { processID } = client as unknown as { processID: number };
+      if (own !== processID) return null;
+      return new Set(rows.map(({ application_name: name }) => name.slice(APPLICATION.length + 1)));
+    } finally {
+      client.release();
     }
   }
 

@@ -25,6 +25,8 @@ export type Param = string | number | boolean | null;
 export interface Engine extends Sql {
   readonly kind: 'embedded' | 'postgres';
   readonly durability: 'process death' | 'power loss';
+  /** Replicas that have a session now; one that is killed has none within milliseconds. Null where that cannot be told. */
+  openSessions(): Promise<ReadonlySet<string> | null>;
   /** The store as it is at one moment, to be read for as long as that takes while everything else goes on. */
   snapshot(): Promise<Snapshot>;
   close(): Promise<void>;

@@ -97,6 +97,7 @@ export function storeOn(sql: Engine, log: Log): Store {
     bumpReplica: (id) => bumpReplica(sql, id),
     endReplica: (id) => endReplica(sql, id),
     listReplicas: () => listReplicas(sql),
+    openSessions: () => sql.openSessions(),
 
     drawLimits: (replica, draws) => drawLimits(sql, replica, draws),
 

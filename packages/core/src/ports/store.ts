@@ -87,6 +87,8 @@ export interface Store extends DetachedJobs, ModelDiscoveries, Upstreams, Shared
   endReplica(id: string): Promise<void>;
   /** Rows of all replicas, with the store's own count of bumps, so that a watcher can see one stand still. */
   listReplicas(): Promise<ReplicaRow[]>;
+  /** Ids of replicas that are connected to the store at this moment; null where it cannot tell. */
+  openSessions(): Promise<ReadonlySet<string> | null>;
 
   // ── Attached jobs ──
   /**
