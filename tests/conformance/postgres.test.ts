@@ -3,8 +3,10 @@ import { type AddressInfo, connect, createServer } from 'node:net';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import { ensureAdminKey } from '../../packages/control/src/accounts/keys.ts';
 import { systemClock, systemRandom } from '../../packages/control/src/clock.ts';
+import { migrate, schemaVersion } from '../../packages/control/src/store/migrate.ts';
 import { openEngine, openStore } from '../../packages/control/src/store/open.ts';
-import { postgresPlace, quiet, testServer } from '../support/store.ts';
+import { openPostgres } from '../../packages/control/src/store/postgres.ts';
+import { freshDatabase, quiet, testServer } from '../support/store.ts';
 import { aDetachedJob, aFinish, aRequeue } from './detached-rows.ts';
 import { planOn } from './plans.suite.ts';
 import { aJob, aSettlement, enrolNodes } from './rows.ts';
@@ -14,9 +16,9 @@ describe.skipIf(testServer === undefined)(
   'the store on PostgreSQL, with replicas and a server that fails',
   () => {
     async function emptyDatabase() {
-      const place = await postgresPlace(testServer!);
-      onTestFinished(place.drop);
-      return place.options;
+      const { url, drop } = await freshDatabase(testServer!);
+      onTestFinished(drop);
+      return { database_url: url };
     }
 
     test('replicas that migrate at the same time take turns, and each finds the schema whole', async () => {
@@ -24,6 +26,24 @@ describe.skipIf(testServer === undefined)(
       const stores = await Promise.all(Array.from({ length: 6 }, () => openStore(options, quiet)));
       for (const store of stores) expect(await store.configVersion()).toBe(1);
       await Promise.all(stores.map((store) => store.close()));
+    });
+
+    test('a migration may take longer than other statements; who waits for it may too', async () => {
+      const options = await emptyDatabase();
+      const engines = await Promise.all(
+        [1, 2].map(() => openPostgres(options.database_url, quiet, { statement_timeout_ms: 200 })),
+      );
+      // Longer than the client waits for an answer as well, which is two seconds more.
+      const slow = { version: 1, name: 'slow', statements: ['select pg_sleep(2.5)'] };
+      await Promise.all(engines.map((engine) => migrate(engine, [slow], quiet)));
+      for (const engine of engines) {
+        expect(await schemaVersion(engine)).toBe(1);
+        await expect(engine.query('select pg_sleep(60)')).rejects.toMatchObject({
+          code: 'unavailable',
+          cause: { message: 'canceling statement due to statement timeout' },
+        });
+        await engine.close();
+      }
     });
 
     test('replicas that start at the same time make the first key once, and each of them starts', async () => {

@@ -11,6 +11,9 @@ export interface Migration {
 /** Arbitrary, but the same in every version: it is what replicas that start together queue for. */
 const MIGRATION_LOCK = 6_121_520_912;
 
+/** An index on millions of rows takes minutes, and a replica that starts meanwhile waits for the lock as long. */
+const STATEMENT_TIMEOUT_MS = 86_400_000;
+
 const readVersion = prepared(
   'schema-version',
   'select coalesce(max(version), 0) as version from schema_migrations',
@@ -25,7 +28,7 @@ export async function migrate(sql: Sql, migrations: readonly Migration[], log: L
   await sql.transaction(async (tx) => {
     await lockSchema(tx);
     await migrateLocked(tx, migrations, log);
-  });
+  }, STATEMENT_TIMEOUT_MS);
 }
 
 /** Held until the transaction's end: no replica starts on the store meanwhile. */
@@ -46,14 +49,21 @@ export async function migrateLocked(tx: Sql, migrations: readonly Migration[], l
   const from = found?.version ?? 0;
   const newest = migrations.at(-1)?.version ?? 0;
   if (from > newest) throw new Error(newerSchema(from, newest));
+  if (from > 0 && from < newest) {
+    log.info(
+      { from, to: newest },
+      'The schema of the store is being migrated: with millions of rows for minutes.',
+    );
+  }
   for (const migration of migrations.filter(({ version }) => version > from)) {
+    const { version, name } = migration;
     for (const statement of migration.statements) await tx.query(statement);
     await tx.query(
       `insert into schema_migrations (version, name, applied_at)
        values ($1, $2, ${NOW_MS})`,
-      [migration.version, migration.name],
+      [version, name],
     );
-    log.info({ version: migration.version, name: migration.name }, 'The schema of the store was migrated.');
+    log.info({ version, name }, 'The schema of the store was migrated.');
   }
 }
 

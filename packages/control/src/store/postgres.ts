@@ -86,7 +86,7 @@ class Postgres implements Engine {
     return run<Row>(this.#pool, statement, params);
   }
 
-  async transaction<T>(body: (sql: Sql) => Promise<T>): Promise<T> {
+  async transaction<T>(body: (sql: Sql) => Promise<T>, statement_timeout_ms?: number): Promise<T> {
     const client = await this.#pool.connect().catch((error: unknown) => {
       throw asStoreError(error);
     });
@@ -96,7 +96,10 @@ class Postgres implements Engine {
     let broken = false;
     try {
       await run(client, 'begin', []);
-      const sql = new PostgresTransaction(client);
+      const sql = new PostgresTransaction(client, statement_timeout_ms);
+      if (statement_timeout_ms !== undefined) {
+        await sql.query(`set local statement_timeout = ${statement_timeout_ms}`);
+      }
       const result = await body(sql);
       await run(client, 'commit', []);
       return result;
@@ -158,13 +161,16 @@ class Postgres implements Engine {
 
 class PostgresTransaction implements Sql {
   readonly #client: pg.ClientBase;
+  readonly #limits: { query_timeout?: number };
 
-  constructor(client: pg.ClientBase) {
+  constructor(client: pg.ClientBase, statement_timeout_ms?: number) {
     this.#client = client;
+    this.#limits =
+      statement_timeout_ms === undefined ? {} : { query_timeout: statement_timeout_ms + ANSWER_GRACE_MS };
   }
 
   query<Row>(statement: Statement | string, params: readonly Param[] = []): Promise<Row[]> {
-    return run<Row>(this.#client, statement, params);
+    return run<Row>(this.#client, statement, params, this.#limits);
   }
 
   transaction<T>(): Promise<T> {
@@ -176,9 +182,10 @@ async function run<Row>(
   on: pg.Pool | pg.ClientBase,
   statement: Statement | string,
   params: readonly Param[],
+  limits: { query_timeout?: number } = {},
 ): Promise<Row[]> {
   const values = [...params];
-  const query = typeof statement === 'string' ? { text: statement, values } : { ...statement, values };
+  const query = { ...(typeof statement === 'string' ? { text: statement } : statement), values, ...limits };
   try {
     return (await on.query(query)).rows as Row[];
   } catch (error) {

@@ -9,8 +9,11 @@ export interface Sql {
     statement: Statement | string,
     params?: readonly Param[],
   ): Promise<Row[]>;
-  /** Committed when `run` resolves, rolled back when it rejects. `run` uses only the `Sql` that it is given. */
-  transaction<T>(run: (sql: Sql) => Promise<T>): Promise<T>;
+  /**
+   * Committed when `run` resolves, rolled back when it rejects. `run` uses only the `Sql` that it is given.
+   * @param statement_timeout_ms how long each of its statements may take, where that is not the engine's own limit
+   */
+  transaction<T>(run: (sql: Sql) => Promise<T>, statement_timeout_ms?: number): Promise<T>;
 }
 
 /** A hot statement: parsed once per connection and kept under its name. */
