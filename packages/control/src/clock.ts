@@ -5,13 +5,14 @@ import type { Clock, Random, Timer } from '@flotilla/core';
 export const systemClock: Clock = {
   now_ms: () => performance.now(),
   wall_ms: () => Date.now(),
-  after: (delay_ms, run) => timer(setTimeout(run, atLeastZero(delay_ms))),
+  after: (delay_ms, run) => (delay_ms > 0 ? timer(setTimeout(run, delay_ms)) : turnEnd(setImmediate(run))),
 };
 
 /** The same time; its timers do not keep the process alive: for what is repeated for as long as it runs. */
 export const backgroundClock: Clock = {
   ...systemClock,
-  after: (delay_ms, run) => timer(setTimeout(run, atLeastZero(delay_ms)).unref()),
+  after: (delay_ms, run) =>
+    delay_ms > 0 ? timer(setTimeout(run, delay_ms).unref()) : turnEnd(setImmediate(run).unref()),
 };
 
 export const systemRandom: Random = { next: Math.random, bytes: pooledBytes };
@@ -37,7 +38,7 @@ function timer(handle: NodeJS.Timeout): Timer {
   return { cancel: () => clearTimeout(handle) };
 }
 
-/** Node runs a negative delay with a warning. */
-function atLeastZero(delay_ms: number): number {
-  return Math.max(0, delay_ms);
+/** Node's shortest timer is one of 1 ms, in which a thousand things could be done. */
+function turnEnd(handle: NodeJS.Immediate): Timer {
+  return { cancel: () => clearImmediate(handle) };
 }

@@ -6,7 +6,11 @@ export const systemClock: Clock = {
   now_ms: () => performance.now(),
   wall_ms: () => Date.now(),
   after(delay_ms, run) {
-    const timer = setTimeout(run, Math.max(0, delay_ms));
+    if (delay_ms <= 0) {
+      const turn_end = setImmediate(run);
+      return { cancel: () => clearImmediate(turn_end) };
+    }
+    const timer = setTimeout(run, delay_ms);
     return { cancel: () => clearTimeout(timer) };
   },
 };

@@ -5,7 +5,10 @@
 export interface Clock {
   now_ms(): number;
   wall_ms(): number;
-  /** Calls `run` once after `delay_ms`; cancelling twice, or after it ran, does nothing. */
+  /**
+   * Calls `run` once after `delay_ms`; cancelling twice, or after it ran, does nothing. Without a delay: once what has
+   * arrived in this turn is dealt with.
+   */
   after(delay_ms: number, run: () => void): Timer;
 }
 
