@@ -1,5 +1,7 @@
+import type { JobFilter } from '@flotilla/core';
 import { beforeAll, describe, expect, test } from 'vitest';
 import { countBudget } from '../../packages/control/src/store/draw-limits.ts';
+import { listJobs } from '../../packages/control/src/store/list-jobs.ts';
 import { saveNodeStates } from '../../packages/control/src/store/save-node-states.ts';
 import type { Engine, Sql } from '../../packages/control/src/store/sql.ts';
 import { storeOn } from '../../packages/control/src/store/store.ts';
@@ -78,9 +80,20 @@ export function plansSuite(subject: EngineSubject): void {
       ['end-orphans', 'jobs_attached_open', (s) => s.endOrphans('rep_b', 1)],
       ['jobs, newest', 'jobs_pkey', (s) => s.listJobs({}, page)],
       ['jobs, a further page', 'jobs_pkey', (s) => s.listJobs({}, { limit: 50, after: 'job_500' })],
-      ['jobs of a key', 'jobs_by_key', (s) => s.listJobs({ key: 'key_7' }, page)],
-      ['jobs of a model', 'jobs_by_model', (s) => s.listJobs({ model: 'model-7' }, page)],
-      ['jobs that failed', 'jobs_by_state', (s) => s.listJobs({ state: 'failed' }, page)],
+      ['jobs of a key, ended', 'jobs_ended_by_key', (s) => s.listJobs({ key: 'key_7' }, page)],
+      ['jobs of a key, open', 'jobs_open_by_key', (s) => s.listJobs({ key: 'key_7' }, page)],
+      [
+        'jobs of a key that wait',
+        'jobs_open_by_key',
+        (s) => s.listJobs({ key: 'key_7', state: 'queued' }, page),
+      ],
+      ['jobs of a model, ended', 'jobs_ended_by_model', (s) => s.listJobs({ model: 'model-7' }, page)],
+      ['jobs of a model, queued', 'jobs_queued_by_model', (s) => s.listJobs({ model: 'model-7' }, page)],
+      ['jobs of a model, at work', 'jobs_by_node', (s) => s.listJobs({ model: 'model-7' }, page)],
+      ['jobs of a model, attached', 'jobs_attached_open', (s) => s.listJobs({ model: 'model-7' }, page)],
+      ['jobs that failed', 'jobs_ended_by_state', (s) => s.listJobs({ state: 'failed' }, page)],
+      ['jobs that wait', 'jobs_queued_by_model', (s) => s.listJobs({ state: 'queued' }, page)],
+      ['jobs that run', 'jobs_by_node', (s) => s.listJobs({ state: 'running' }, page)],
       ['usage, newest', 'usage_by_time', (s) => s.listUsage({}, page)],
       ['usage of a key', 'usage_by_key', (s) => s.listUsage({ key: 'key_7' }, page)],
       ['usage of a model', 'usage_by_model', (s) => s.listUsage({ model: 'model-7' }, page)],
@@ -125,7 +138,7 @@ export function plansSuite(subject: EngineSubject): void {
       ['held-nodes', 'jobs_by_node', (s) => s.heldNodes()],
       ['ready-lanes', 'jobs_ready', (s) => s.readyLanes(100, '')],
       ['next-due', 'jobs_deadline', (s) => s.nextDue(['node_x'])],
-      ['load-reservations', 'jobs_by_state', (s) => s.loadReservations(100)],
+      ['load-reservations', 'jobs_open_by_key', (s) => s.loadReservations(100)],
       ['find-usage', 'usage_pkey', (s) => s.findUsage(['job_100'])],
       [
         'correct-usage',
@@ -216,9 +229,35 @@ export function plansSuite(subject: EngineSubject): void {
       await expect(looked).rejects.toBe(undo);
     });
 
+    test('a listing reads a few rows a page, while a line of jobs waits that do not match', async () => {
+      const undo = new Error('only to look');
+      const looked = subject.sql.transaction(async (sql) => {
+        for (const statement of LONG_LINE) await sql.query(statement);
+        const filters: JobFilter[] = [
+          { key: 'key_7' },
+          { model: 'model-7' },
+          ...[undefined, 'key_7'].flatMap((key) =>
+            (['queued', 'leased', 'running', 'failed'] as const).map((state) => ({
+              state,
+              ...(key && { key }),
+            })),
+          ),
+          { model: 'model-7', state: 'succeeded' },
+        ];
+        for (const filter of filters) {
+          const { measure, most_rows } = measuring(sql);
+          await listJobs(measure, filter, page);
+          // What is at work is read whole: 3,000 jobs. The line is 40,000.
+          expect({ filter, few: most_rows() < 5000 }).toEqual({ filter, few: true });
+        }
+        throw undo;
+      });
+      await expect(looked).rejects.toBe(undo);
+    });
+
     test('the counting of a budget reads the usage of its key, and of jobs those that are open', async () => {
       const { indexes, scanned } = await planOf((_store, sql) => countBudget(sql, 'key_7', T0));
-      expect(indexes).toContain('usage_by_key');
+      expect(indexes).toEqual(expect.arrayContaining(['usage_by_key', 'jobs_open_by_key']));
       expect(scanned).toEqual([]);
     });
 
@@ -226,18 +265,7 @@ export function plansSuite(subject: EngineSubject): void {
       const count = 2000;
       const undo = new Error('only to look');
       const looked = subject.sql.transaction(async (sql) => {
-        let most_rows = 0;
-        const measure = {
-          async query<Row>(statement: Parameters<Sql['query']>[0], params = []) {
-            const text = typeof statement === 'string' ? statement : statement.text;
-            const [row] = await sql.query<{ 'QUERY PLAN': { Plan: Plan }[] }>(
-              `explain (analyze, timing off, format json) ${text}`,
-              params,
-            );
-            most_rows = Math.max(...row!['QUERY PLAN'].flatMap(({ Plan }) => flatten(Plan)).map(rowsOf));
-            return [] as Row[];
-          },
-        } as Sql;
+        const { measure, most_rows } = measuring(sql);
         const changes = Array.from({ length: count }, (_, at) => ({
           id: `node_${at + 1}`,
           epoch: 1,
@@ -246,9 +274,9 @@ export function plansSuite(subject: EngineSubject): void {
           at: T0,
         }));
         await saveNodeStates(measure, changes);
-        expect(most_rows).toBeGreaterThanOrEqual(count);
+        expect(most_rows()).toBeGreaterThanOrEqual(count);
         // Each with each would be four millions.
-        expect(most_rows).toBeLessThan(20 * count);
+        expect(most_rows()).toBeLessThan(20 * count);
         throw undo;
       });
       await expect(looked).rejects.toBe(undo);
@@ -259,6 +287,23 @@ export function plansSuite(subject: EngineSubject): void {
       expect((await planOf((s) => s.recordOpen([aJob()]))).scanned).toEqual([]);
     });
   });
+}
+
+/** Runs and explains what it is given, and knows the most rows that one step of a plan has looked at. */
+function measuring(sql: Sql): { measure: Sql; most_rows: () => number } {
+  let most_rows = 0;
+  const measure = {
+    async query<Row>(statement: Parameters<Sql['query']>[0], params = []) {
+      const text = typeof statement === 'string' ? statement : statement.text;
+      const [row] = await sql.query<{ 'QUERY PLAN': { Plan: Plan }[] }>(
+        `explain (analyze, timing off, format json) ${text}`,
+        params,
+      );
+      most_rows = Math.max(...row!['QUERY PLAN'].flatMap(({ Plan }) => flatten(Plan)).map(rowsOf));
+      return [] as Row[];
+    },
+  } as Sql;
+  return { measure, most_rows: () => most_rows };
 }
 
 function flatten(plan: Plan): Plan[] {
@@ -294,11 +339,12 @@ const SEED = [
      case when n % 5000 = 1 then null else ${T0} + n end
    from generate_series(1, 20000) n on conflict do nothing`,
   `insert into jobs (id, kind, attached, state, replica, key, model, operation, request_id, order_key, lane,
-     created_at, attempt, node, epoch, deadline_at, not_before, idempotency_key)
+     created_at, attempt, node, epoch, deadline_at, not_before, idempotency_key, finished_at)
    select 'job_d' || n, 'inference', false, (array['queued', 'leased', 'running', 'succeeded'])[n % 4 + 1], 'rep_a',
      'key_' || n % 50, 'model-' || n % 50, 'chat', 'req_' || n, n, 'lane_' || n % 20, ${T0} + n, 1,
      case when n % 4 in (1, 2) then 'node_' || n % 400 end, 1, 4102444800000 + n,
-     case when n % 8 = 0 then 4102444800000 + n end, case when n % 3 = 0 then 'idem' || n end
+     case when n % 8 = 0 then 4102444800000 + n end, case when n % 3 = 0 then 'idem' || n end,
+     case when n % 4 = 3 then ${T0} + n end
    from generate_series(1, 6000) n on conflict do nothing`,
   `insert into job_bodies (job, request, retention_ms, erase_at)
    select 'job_d' || n, repeat(md5(n::text), 40), 1, 4102444800000 + n from generate_series(1, 6000) n on conflict do nothing`,

@@ -12,6 +12,7 @@ import { detachedSuite } from './detached.suite.ts';
 import { discoverySuite } from './discovery.suite.ts';
 import { engineSuite } from './engine.suite.ts';
 import { beneathSql, type Beneath } from './beneath.ts';
+import { listingsSuite } from './listings.suite.ts';
 import { damagedNodesSuite, nodesSuite } from './nodes.suite.ts';
 import { plansSuite } from './plans.suite.ts';
 import { secretsSuite } from './secrets.suite.ts';
@@ -62,6 +63,7 @@ export function storeSuite(name: string, makePlace: () => Promise<Place>): void 
     sharedLimitsSuite(subject);
     upstreamsSuite(subject);
     secretsSuite(subject);
+    listingsSuite(subject);
     plansSuite(subject);
   });
 }

@@ -3,6 +3,7 @@ import { describe, expect, test } from 'vitest';
 import { failureKind } from '../../packages/control/src/store/failure.ts';
 import { accountsSuite } from '../conformance/accounts.suite.ts';
 import { attachedSuite } from '../conformance/attached.suite.ts';
+import { listingsSuite } from '../conformance/listings.suite.ts';
 import type { Beneath } from '../conformance/beneath.ts';
 import { detachedAccountsSuite } from '../conformance/detached-accounts.suite.ts';
 import { detachedSuite } from '../conformance/detached.suite.ts';
@@ -48,6 +49,7 @@ describe('the store of the simulation', () => {
   detachedAccountsSuite(subject);
   discoverySuite(subject);
   sharedLimitsSuite(subject);
+  listingsSuite(subject);
 });
 
 describe('a process that reaches the store of the simulation', () => {

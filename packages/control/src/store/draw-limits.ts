@@ -67,7 +67,7 @@ const countRows = prepared(
      + coalesce((select sum(tokens) from swept_usage where key = $1 and day >= $2), 0))::bigint as spent,
    least(${MOST}, coalesce((
      select sum(reserved_tokens) from jobs
-     where state in ('queued', 'leased', 'running') and not attached and key = $1 and created_at >= $2
+     where finished_at is null and not attached and key = $1 and created_at >= $2
        and (accepted_by is null or accepted_by not in (select id from replicas))), 0))::bigint as pledged`,
 );
 

@@ -23,7 +23,7 @@ export async function takeOver(tx: Sql, lease_ttl_ms: number): Promise<{ requeue
     `with now as materialized (select ${NOW_MS} as ms),
      held as materialized (
        select id, attempt, node, epoch, offered_at, started_at from jobs
-       where not attached and state in ('leased', 'running')),
+       where not attached and finished_at is null and state in ('leased', 'running')),
      story as (
        insert into attempts (job, attempt, node, epoch, outcome, code, message, offered_at, started_at, ended_at)
        select id, attempt, node, epoch, 'node_lost', 'node_lost',

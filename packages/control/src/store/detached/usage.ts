@@ -27,9 +27,11 @@ const correct = prepared(
 
 const reservations = prepared(
   'load-reservations',
-  `select id as job, key, reserved_tokens as tokens, created_at from jobs
-   where state in ('queued', 'leased', 'running') and not attached and key is not null and reserved_tokens is not null
-   order by id limit $1`,
+  // The open ones first (`offset 0`), then in order: in the order of the key it would read past all that have ended.
+  `select job, key, tokens, created_at from (
+     select id as job, key, reserved_tokens as tokens, created_at from jobs
+     where finished_at is null and not attached and key is not null and reserved_tokens is not null offset 0) open
+   order by job limit $1`,
 );
 
 export async function findUsage(sql: Sql, jobs: readonly string[]): Promise<UsageRecord[]> {

@@ -8,6 +8,7 @@ import { traces } from './0006-traces.ts';
 import { detachedAccounts } from './0007-detached-accounts.ts';
 import { replicas } from './0008-replicas.ts';
 import { sharedLimits } from './0009-shared-limits.ts';
+import { openAndEndedJobs } from './0010-open-and-ended-jobs.ts';
 
 /** In order, never edited once released: a change is a new file. */
 export const MIGRATIONS: readonly Migration[] = [
@@ -20,4 +21,5 @@ export const MIGRATIONS: readonly Migration[] = [
   detachedAccounts,
   replicas,
   sharedLimits,
+  openAndEndedJobs,
 ];
