@@ -310,17 +310,28 @@ function answersPing(ws: LinkSocket, clock: Clock, within_ms: number): Promise<b
   });
 }
 
-/** Corks the socket from the first send of a turn to the end of the turn: many small frames, one write. */
+/**
+ * Messages of one write: some ten requests. A turn can bring a hundred, and with one write for all of them the node had
+ * nothing to do until the last was read, and then we had nothing: a quarter fewer requests a second.
+ */
+const WRITE_MOST = 32;
+
+/** Corks the socket from the first send of a turn to the end of the turn: many small frames, few writes. */
 function corked(ws: LinkSocket, socket: Corkable): ConstructorParameters<typeof Outbox>[0] {
-  let is_corked = false;
+  let gathered = 0;
+  const uncork = () => {
+    gathered = 0;
+    socket.uncork();
+  };
   const cork = () => {
-    if (is_corked) return;
-    is_corked = true;
-    socket.cork();
-    setImmediate(() => {
-      is_corked = false;
+    if (gathered === WRITE_MOST) {
+      gathered = 1;
       socket.uncork();
-    });
+      socket.cork();
+    } else if (gathered++ === 0) {
+      socket.cork();
+      setImmediate(uncork);
+    }
   };
   return {
     sendText(text) {

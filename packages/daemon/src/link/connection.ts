@@ -12,8 +12,9 @@ import type { Ending } from './refusal.ts';
  *     dialling ──opened──▶ open ──▶ ended (said once, with everything known about why)
  *         └────────────────────────▲ refused, unreachable, too slow
  *
- * What is sent within one turn of the event loop leaves in one write: the socket is corked at the first message and
- * uncorked when all that the turn found in its sockets has been seen to. Backends answer many requests at once.
+ * What is sent within one turn of the event loop leaves in few writes: the socket is corked at the first message and
+ * uncorked when all that the turn found in its sockets has been seen to. Backends answer many requests at once; while
+ * the first of them travel, the others are read.
  */
 export interface ConnectionEvents {
   opened(): void;
@@ -32,6 +33,8 @@ export interface ConnectionOptions {
 
 const LINK_PATH = 'node/v1/link';
 const REFUSAL_MAX_BYTES = 16 * 1024;
+/** Messages of one write: a write costs more than they do, and with larger ones both ends would wait for each other. */
+const WRITE_MOST = 32;
 /** How long patient text waits: a write costs more than all else of a small answer, and most backends think longer. */
 const PATIENCE_MS = 5;
 /** How long a closing handshake may take before the socket is simply dropped. */
@@ -55,13 +58,14 @@ export class Connection implements LinkConnection {
   readonly #ws: WebSocket;
   readonly #events: ConnectionEvents;
   #socket: Socket | null = null;
-  #corked = false;
+  /** Since the last write; 0: the socket is not corked. */
+  #gathered = 0;
   #patient: string[] = [];
   #patience: NodeJS.Timeout | null = null;
   #ending: Ending = {};
   #ended = false;
   readonly #uncork = () => {
-    this.#corked = false;
+    this.#gathered = 0;
     this.#socket?.uncork();
   };
 
@@ -167,10 +171,15 @@ export class Connection implements LinkConnection {
   }
 
   #cork(): void {
-    if (this.#corked || this.#socket === null) return;
-    this.#corked = true;
-    this.#socket.cork();
-    setImmediate(this.#uncork);
+    if (this.#socket === null) return;
+    if (this.#gathered === WRITE_MOST) {
+      this.#gathered = 1;
+      this.#socket.uncork();
+      this.#socket.cork();
+    } else if (this.#gathered++ === 0) {
+      this.#socket.cork();
+      setImmediate(this.#uncork);
+    }
   }
 
   #end(): void {
