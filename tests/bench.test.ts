@@ -2,7 +2,7 @@ import { once } from 'node:events';
 import { type AddressInfo, createServer, type Socket } from 'node:net';
 import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
-import { quantile, Samples, spreadOf } from '../bench/histogram.ts';
+import { median, quantile, Samples, spreadOf } from '../bench/histogram.ts';
 import { ask, dial, generate } from '../bench/load.ts';
 import { bars } from '../bench/plot.ts';
 import { goalOf } from '../bench/report.ts';
@@ -84,6 +84,11 @@ describe('figures', () => {
     const samples = new Samples();
     for (let at = 5000; at > 0; at--) samples.add(at);
     expect(spreadOf(samples.values())).toEqual({ count: 5000, p50: 2500, p90: 4500, p99: 4950, most: 5000 });
+  });
+
+  test('a median of two rounds favours neither', () => {
+    expect([[24.8, 12.1], [4, 1, 3, 2], [9, 1, 2], [5]].map(median)).toEqual([18.45, 2.5, 2, 5]);
+    expect(median([])).toBeNaN();
   });
 
   test('targets take turns, each once a round, and pairs are of one round', async () => {

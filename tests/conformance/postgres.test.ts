@@ -144,16 +144,27 @@ describe.skipIf(testServer === undefined)(
       const options = await emptyDatabase();
       const [own, other] = [
         await openStore({ ...options, replica: 'rep_a' }, quiet),
-        await openStore(options, quiet),
+        await openStore({ ...options, replica: 'rep_b' }, quiet),
       ];
       expect(await other.openSessions()).toContain('rep_a');
       await own.close();
       await vi.waitFor(async () => expect(await other.openSessions()).not.toContain('rep_a'));
-      await other.close();
+      // As every session of a control plane of before they had names.
+      const unnamed = await openStore(options, quiet);
+      expect(await other.openSessions()).toBeNull();
+      await Promise.all([other.close(), unnamed.close()]);
+    });
+
+    test('where the address names sessions otherwise, nobody is taken for gone', async () => {
+      const address = new URL((await emptyDatabase()).database_url);
+      address.searchParams.set('application_name', 'fleet');
+      const store = await openStore({ database_url: address.href, replica: 'rep_a' }, quiet);
+      expect(await store.openSessions()).toBeNull();
+      await store.close();
     });
 
     test('behind a pooler, whose sessions are its own, nobody is taken for gone', async () => {
-      const { database_url } = (await emptyDatabase()) as { database_url: string };
+      const { database_url } = await emptyDatabase();
       const server = new URL(database_url);
       const pooler = await startPooler(Number(server.port));
       server.port = String(pooler.port);

@@ -38,9 +38,10 @@ export async function openPostgres(
   log: Log,
   { statement_timeout_ms = STATEMENT_TIMEOUT_MS, replica }: PostgresLimits = {},
 ): Promise<Engine> {
+  const session = replica === undefined ? undefined : `${APPLICATION} ${replica}`;
   const pool = new pg.Pool({
     ...connection(database_url, statement_timeout_ms),
-    ...(replica !== undefined && { application_name: `${APPLICATION} ${replica}` }),
+    ...(session !== undefined && { application_name: session }),
     max: CONNECTIONS,
     idleTimeoutMillis: 60_000,
     idle_in_transaction_session_timeout: IDLE_IN_TRANSACTION_MS,
@@ -52,7 +53,7 @@ export async function openPostgres(
     await pool.end();
     throw error;
   }
-  return new Postgres(pool, database_url);
+  return new Postgres(pool, database_url, session);
 }
 
 function connection(database_url: string, statement_timeout_ms: number) {
@@ -76,10 +77,13 @@ class Postgres implements Engine {
   readonly durability = 'power loss';
   readonly #pool: pg.Pool;
   readonly #database_url: string;
+  /** What its sessions are called; that of a store that no replica opened is no replica's. */
+  readonly #session: string | undefined;
 
-  constructor(pool: pg.Pool, database_url: string) {
+  constructor(pool: pg.Pool, database_url: string, session: string | undefined) {
     this.#pool = pool;
     this.#database_url = database_url;
+    this.#session = session;
   }
 
   query<Row>(statement: Statement | string, params: readonly Param[] = []): Promise<Row[]> {
@@ -116,8 +120,10 @@ class Postgres implements Engine {
   }
 
   /**
-   * A pooler between (PgBouncer) has sessions of its own, and names them after whom it serves at the moment: behind one
-   * nothing is told. It is known by the session's number, which the server says and the pooler makes up.
+   * Told only where a session that is missing means a process that is gone:
+   * not behind a pooler (PgBouncer), whose sessions are its own, named after whom it serves at the moment (it is known by
+   * the session's number, which the server says and the pooler makes up); not where DATABASE_URL names sessions otherwise;
+   * and not beside one without a replica's name, as those of a control plane of before there were any.
    */
   async openSessions(): Promise<ReadonlySet<string> | null> {
     const client = await this.#pool.connect().catch((error: unknown) => {
@@ -130,10 +136,12 @@ class Postgres implements Engine {
          where datname = current_database()`,
         [],
       );
-      const own = rows.find((row) => row.own)?.pid;
+      const own = rows.find((row) => row.own);
       const { processID } = client as unknown as { processID: number };
-      if (own !== processID) return null;
-      return new Set(rows.map(({ application_name: name }) => name.slice(APPLICATION.length + 1)));
+      const names = new Set(rows.map((row) => row.application_name));
+      if (own?.pid !== processID || own.application_name !== this.#session || names.has(APPLICATION))
+        return null;
+      return new Set([...names].map((name) => name.slice(APPLICATION.length + 1)));
     } finally {
       client.release();
     }
