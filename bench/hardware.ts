@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs';
 import { cpus, totalmem } from 'node:os';
+import { median } from './histogram.ts';
 
 /** What a figure was measured on: `2 × Some Processor, 24 GiB, Node 24.21.0`. */
 export function hardware(): string {
@@ -30,6 +31,31 @@ function ticks(): { idle: number; all: number } {
     all += times.idle + times.user + times.nice + times.sys + times.irq;
   }
   return { idle, all };
+}
+
+/** More than a core keeps to itself, less than the processor's cores share. */
+const SHARED_CACHE_BYTES = 4 * 2 ** 20;
+const READS = 500_000;
+
+/**
+ * What one read takes that has to leave the core, in ns: the median of five. On a shared host others push our data out of the
+ * caches, which no count of the processors' time shows, and a program is slower the more code and data it has.
+ */
+export function memoryLatency(): number {
+  const next = new Int32Array(SHARED_CACHE_BYTES / Int32Array.BYTES_PER_ELEMENT).map((_, at) => at);
+  // One cycle through all of it, in an order that no processor foresees (Sattolo).
+  for (let last = next.length - 1; last > 0; last--) {
+    const other = Math.floor(Math.random() * last);
+    [next[last], next[other]] = [next[other]!, next[last]!];
+  }
+  let at = 0;
+  const times = Array.from({ length: 5 }, () => {
+    const began_ms = performance.now();
+    for (let read = 0; read < READS; read++) at = next[at]!;
+    return ((performance.now() - began_ms) * 1e6) / READS;
+  });
+  // `at` is of use to nobody, and used, lest the reads be optimised away.
+  return median(times) + at * 0;
 }
 
 export interface ProcessUse {

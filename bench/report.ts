@@ -49,6 +49,8 @@ export interface KeptReport {
   hardware: string;
   /** The most that others had of the processors, before it or after it: 0 to 1. */
   busy_share: number;
+  /** See `memoryLatency`: before it and after it. */
+  memory_ns?: number[];
   /** With the options that it ran with. */
   command: string;
   goals: Goal[];
@@ -60,6 +62,7 @@ export interface KeptReport {
 /** Where and how it ran. */
 export interface Circumstances {
   busy_share: number;
+  memory_ns: [number, number];
   command: string;
 }
 
@@ -81,6 +84,7 @@ function keptOf(report: Report, ran: Circumstances): KeptReport {
     date: new Date().toISOString().slice(0, 10),
     hardware: hardware(),
     busy_share: Number(ran.busy_share.toFixed(2)),
+    memory_ns: ran.memory_ns.map(Math.round),
     command: ran.command,
     goals,
     plots: plots.map((plot) => ({ file: fileOf(report, plot), title: plot.title })),
@@ -102,12 +106,22 @@ export function pageOf(report: Report, ran: Circumstances): string {
 }
 
 /** A sentence: what it was measured on, when, how, and whether others were at work meanwhile. */
-export function circumstances({ date, hardware: machine, busy_share, command }: KeptReport): string {
+export function circumstances({
+  date,
+  hardware: machine,
+  busy_share,
+  memory_ns,
+  command,
+}: KeptReport): string {
   const busy =
     busy_share > BUSY
       ? ` **Others took ${Math.round(busy_share * 100)} % of the processors: these figures are of a busy machine.**`
       : '';
-  return `Measured on ${date} on ${machine}, with \`${command}\`.${busy}`;
+  const memory =
+    memory_ns === undefined
+      ? ''
+      : ` A read that leaves its core took ${memory_ns[0]} ns before it and ${memory_ns[1]} ns after it.`;
+  return `Measured on ${date} on ${machine}, with \`${command}\`.${memory}${busy}`;
 }
 
 export const GOAL_COLUMNS = ['', 'goal', 'measured', 'reached'];

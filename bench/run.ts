@@ -1,5 +1,5 @@
 import { parseArgs } from 'node:util';
-import { BUSY, hardware, othersAtWork } from './hardware.ts';
+import { BUSY, hardware, memoryLatency, othersAtWork } from './hardware.ts';
 import { installPeers } from './peers.ts';
 import { keep, pageOf } from './report.ts';
 import type { Scenario } from './scenario.ts';
@@ -64,6 +64,7 @@ try {
   for (const scenario of chosen) {
     say(`— ${scenario.name}: ${scenario.about}`);
     const before = await othersAtWork();
+    const memory_before_ns = memoryLatency();
     if (before > BUSY)
       say(`Others take ${Math.round(before * 100)} % of the processors: the figures will say so.`);
     const report = await scenario.run({
@@ -76,7 +77,8 @@ try {
       },
     });
     const busy_share = Math.max(before, await othersAtWork());
-    const ran = { busy_share, command: commandOf(scenario) };
+    const memory_ns: [number, number] = [memory_before_ns, memoryLatency()];
+    const ran = { busy_share, memory_ns, command: commandOf(scenario) };
     process.stdout.write(`${quick ? pageOf(report, ran) : await keep(report, ran)}\n`);
   }
 } finally {

@@ -35,6 +35,11 @@ const CELLS: Cell[] = [
 const [WHOLE, STREAM] = [CELLS[2]!, CELLS[7]!];
 /** In less, V8 has not yet compiled what a target does with each request, and the longest code is the slowest. */
 const WARM_MS = 8000;
+/**
+ * Before each window, and not counted: while others had their turn, what a target works with has left the processor's
+ * caches, and who has the longest code and the most data loses most by that.
+ */
+const LEAD_MS = 750;
 
 interface Round extends Measured {
   /** Processor time of the target's own processes for each request, in µs; null where the system does not say. */
@@ -65,9 +70,10 @@ export const paths: Scenario = {
       const results: Result[] = [];
       for (const cell of stage.quick ? CELLS.filter((_, index) => [0, 2, 7].includes(index)) : CELLS) {
         stage.say(nameOf(cell));
-        const found = await interleave(targets, stage.rounds, (target) =>
-          measure(target, cell, stage.for_ms),
-        );
+        const found = await interleave(targets, stage.rounds, async (target) => {
+          await measure(target, cell, LEAD_MS);
+          return measure(target, cell, stage.for_ms);
+        });
         results.push({
           cell,
           targets: [...found].map(([{ name }, rounds]) => ({ name, rounds })),
@@ -125,7 +131,7 @@ function reportOf(results: Result[], missing: Record<string, string>, stage: Sta
       'the bare floors in Node (a one-hop proxy; a two-hop relay to a node that has dialled out; the recording floor, which is ' +
       'that relay awaiting one batched row a request on the same store), through Portkey’s gateway, and through Flotilla, ' +
       'every request authenticated and recorded. Load generator, backend, targets, PostgreSQL and NATS share the machine. ' +
-      `After ${WARM_MS / 1000} s of whole answers and as many of streams each, targets take turns within each of ${stage.rounds} rounds of ${stage.for_ms / 1000} s; ratios are of pairs of a round: ` +
+      `After ${WARM_MS / 1000} s of whole answers and as many of streams each, targets take turns within each of ${stage.rounds} rounds of ${stage.for_ms / 1000} s, each after ${LEAD_MS / 1000} s that are not counted; ratios are of pairs of a round: ` +
       'the median, and the lowest and highest. Processor time and memory are of the target’s own processes, PGlite in them, ' +
       'PostgreSQL and NATS not.' +
       Object.entries(missing)
