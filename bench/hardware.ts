@@ -54,8 +54,8 @@ export function memoryLatency(): number {
     for (let read = 0; read < READS; read++) at = next[at]!;
     return ((performance.now() - began_ms) * 1e6) / READS;
   });
-  // `at` is of use to nobody, and used, lest the reads be optimised away.
-  return median(times) + at * 0;
+  // Nobody needs where it ends; but what nobody asks for need not be read.
+  return at < 0 ? NaN : median(times);
 }
 
 export interface ProcessUse {

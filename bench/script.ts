@@ -22,10 +22,12 @@ export function track(child: ChildProcess): void {
 }
 
 const SAID_WITHIN_MS = 120_000;
+/** What the product sets for itself (docs/decisions/026-pretenuring.md) floors and peers have too. */
+const NO_PRETENURING = '--no-allocation-site-pretenuring';
 
 export function startScript(path: string, env: Record<string, string> = {}, args: string[] = []): Script {
   const file = fileURLToPath(new URL(path, import.meta.url));
-  const child = spawn(process.execPath, [file, ...args], {
+  const child = spawn(process.execPath, [NO_PRETENURING, file, ...args], {
     env: { PATH: process.env['PATH'], HOME: process.env['HOME'], ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });

@@ -54,7 +54,7 @@ export const footprint: Scenario = {
       stage.say('Starts, on stores that are there.');
       const again = await interleave(places, stage.rounds, (place) => start(place, stage));
       stage.say(`A load on each store for ${stage.load_ms / 60_000} minutes.`);
-      const loads = await Promise.all(stores.map((store) => loadOn(store, stage)));
+      const loads = await bothOf(stores.map((store) => loadOn(store, stage)));
       const starts = [...again].map(([{ store }, rounds]) => ({ store, first: first.get(store)!, rounds }));
       return reportOf(starts, loads, stage);
     } finally {
@@ -110,6 +110,12 @@ function isReady(port: number): Promise<boolean> {
     (reply) => reply.ok,
     () => false,
   );
+}
+
+/** One that fails is told when the other is over as well, whose processes would go on otherwise. */
+async function bothOf<T>(loads: Promise<T>[]): Promise<T[]> {
+  await Promise.allSettled(loads);
+  return Promise.all(loads);
 }
 
 async function loadOn(store: StoreName, stage: Stage): Promise<Load> {

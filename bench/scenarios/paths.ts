@@ -35,6 +35,7 @@ const CELLS: Cell[] = [
 const [WHOLE, STREAM] = [CELLS[2]!, CELLS[7]!];
 /** In less, V8 has not yet compiled what a target does with each request, and the longest code is the slowest. */
 const WARM_MS = 8000;
+const QUICK_WARM_MS = 500;
 /**
  * Before each window, and not counted: while others had their turn, what a target works with has left the processor's
  * caches, and who has the longest code and the most data loses most by that.
@@ -65,7 +66,7 @@ export const paths: Scenario = {
         targets.push(await TARGETS[name]!.start(stage.place));
       }
       for (const cell of [WHOLE, STREAM]) {
-        for (const target of targets) await measure(target, cell, WARM_MS);
+        for (const target of targets) await measure(target, cell, stage.quick ? QUICK_WARM_MS : WARM_MS);
       }
       const results: Result[] = [];
       for (const cell of stage.quick ? CELLS.filter((_, index) => [0, 2, 7].includes(index)) : CELLS) {

@@ -1,9 +1,10 @@
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer } from 'node:net';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
+import type { Store } from '@flotilla/core';
 import { ensureAdminKey } from '../../packages/control/src/accounts/keys.ts';
 import { systemClock, systemRandom } from '../../packages/control/src/clock.ts';
-import { migrate, schemaVersion } from '../../packages/control/src/store/migrate.ts';
+import { lockSchema, migrate, schemaVersion } from '../../packages/control/src/store/migrate.ts';
 import { openEngine, openStore } from '../../packages/control/src/store/open.ts';
 import { openPostgres } from '../../packages/control/src/store/postgres.ts';
 import { freshDatabase, quiet, testServer } from '../support/store.ts';
@@ -44,6 +45,26 @@ describe.skipIf(testServer === undefined)(
         });
         await engine.close();
       }
+    });
+
+    test('who waits for another to migrate says so', async () => {
+      const options = await emptyDatabase();
+      const holder = await openPostgres(options.database_url, quiet);
+      const told = Promise.withResolvers<void>();
+      const log = {
+        ...quiet,
+        info: (_: unknown, message: string) => message.includes('waiting') && told.resolve(),
+      };
+      let waiting: Promise<Store> | undefined;
+      await holder.transaction(async (tx) => {
+        await lockSchema(tx, quiet);
+        waiting = openStore(options, log);
+        await told.promise;
+      });
+      const store = await waiting!;
+      expect(await store.configVersion()).toBe(1);
+      await store.close();
+      await holder.close();
     });
 
     test('replicas that start at the same time make the first key once, and each of them starts', async () => {
@@ -152,7 +173,14 @@ describe.skipIf(testServer === undefined)(
       // As every session of a control plane of before they had names.
       const unnamed = await openStore(options, quiet);
       expect(await other.openSessions()).toBeNull();
-      await Promise.all([other.close(), unnamed.close()]);
+      await unnamed.close();
+      await vi.waitFor(async () => expect(await other.openSessions()).toEqual(new Set(['rep_b'])));
+      // As those of a control plane whose own address names them.
+      const address = new URL(options.database_url);
+      address.searchParams.set('application_name', 'fleet');
+      const renamed = await openStore({ database_url: address.href, replica: 'rep_c' }, quiet);
+      expect(await other.openSessions()).toBeNull();
+      await Promise.all([other.close(), renamed.close()]);
     });
 
     test('where the address names sessions otherwise, nobody is taken for gone', async () => {

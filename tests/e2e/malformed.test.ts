@@ -718,7 +718,11 @@ describe('the node link', () => {
     const items = Array.from({ length: 4000 }, (_, n) => ({ job: `job-${n}`, attempt: 1, state: 'running' }));
     const inventory = JSON.stringify({ type: 'inventory.sync', inventory: items });
     const refused = link.next('error');
-    for (let sent = 0; sent < 150; sent++) link.send(inventory);
+    for (let sent = 0; sent < 150; sent++) {
+      link.send(inventory);
+      // To read all of them may take longer than a node may be silent.
+      link.beat();
+    }
     expect(await refused).toMatchObject({ code: 'rate_limited' });
     expect(await link.closed).toMatchObject({ code: 4005 });
     link = await node.join();

@@ -1,3 +1,5 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { stat } from 'node:fs/promises';
 import { expect, test } from 'vitest';
 import { systemClock } from './clock.ts';
@@ -19,4 +21,20 @@ test('without a delay it is the end of this turn, before the shortest timer, and
   while (performance.now() < due_ms);
   await timer;
   expect(ran).toEqual(['after 0', 'after -5', 'timer']);
+});
+
+test('a turn ends for what works in the background too, where nothing else wakes the loop', async () => {
+  // In a process of its own, which has nothing to do but for a timer that is far away.
+  const program = `
+    import { backgroundClock } from ${JSON.stringify(new URL('clock.ts', import.meta.url).href)};
+    const far = setTimeout(() => undefined, 3000);
+    setTimeout(() => {
+      const began_ms = performance.now();
+      backgroundClock.after(0, () => {
+        clearTimeout(far);
+        process.exitCode = performance.now() - began_ms < 1000 ? 0 : 1;
+      });
+    }, 1);`;
+  const child = spawn(process.execPath, ['--input-type=module', '--eval', program], { stdio: 'inherit' });
+  expect(await once(child, 'exit')).toEqual([0, null]);
 });

@@ -12,7 +12,8 @@ export const systemClock: Clock = {
 export const backgroundClock: Clock = {
   ...systemClock,
   after: (delay_ms, run) =>
-    delay_ms > 0 ? timer(setTimeout(run, delay_ms).unref()) : turnEnd(setImmediate(run).unref()),
+    // A turn's end is soon enough for the process to live till then, and without it the loop would sleep over it.
+    delay_ms > 0 ? timer(setTimeout(run, delay_ms).unref()) : turnEnd(setImmediate(run)),
 };
 
 export const systemRandom: Random = { next: Math.random, bytes: pooledBytes };

@@ -312,7 +312,7 @@ function answersPing(ws: LinkSocket, clock: Clock, within_ms: number): Promise<b
 
 /**
  * Messages of one write: some ten requests. A turn can bring a hundred, and with one write for all of them the node had
- * nothing to do until the last was read, and then we had nothing: a quarter fewer requests a second.
+ * nothing to do until the last was read, and then we had nothing: a fifth fewer requests a second.
  */
 const WRITE_MOST = 32;
 

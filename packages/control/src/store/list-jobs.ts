@@ -31,7 +31,8 @@ const HELD = `(
 
 /**
  * Open jobs and ended ones are in different indexes (decision 025), so a page is the newest of what each of them has. They
- * are in order of id there, so that a page costs no more while a million jobs wait.
+ * are in order of id there, so that a page costs no more while a million jobs wait; but for `state=succeeded` with neither key
+ * nor model, which no index has: it passes what waits.
  */
 export async function listJobs(sql: Sql, filter: JobFilter, page: PageRequest): Promise<Page<StoredJob>> {
   const conditions = new Conditions();

@@ -26,13 +26,21 @@ const readVersion = prepared(
  */
 export async function migrate(sql: Sql, migrations: readonly Migration[], log: Log): Promise<void> {
   await sql.transaction(async (tx) => {
-    await lockSchema(tx);
+    await lockSchema(tx, log);
     await migrateLocked(tx, migrations, log);
   }, STATEMENT_TIMEOUT_MS);
 }
 
-/** Held until the transaction's end: no replica starts on the store meanwhile. */
-export async function lockSchema(tx: Sql): Promise<void> {
+/** Held until the transaction's end: no replica starts on the store meanwhile. Who has to wait for it says so. */
+export async function lockSchema(tx: Sql, log: Log): Promise<void> {
+  const [first] = await tx.query<{ got: boolean }>('select pg_try_advisory_xact_lock($1) as got', [
+    MIGRATION_LOCK,
+  ]);
+  if (first?.got === true) return;
+  log.info(
+    {},
+    'Another process migrates or restores this store, or was killed while its statement goes on: waiting for it.',
+  );
   await tx.query('select pg_advisory_xact_lock($1)', [MIGRATION_LOCK]);
 }
 

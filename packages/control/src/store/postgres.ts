@@ -16,6 +16,8 @@ import {
  * else: idle connections that break are logged and replaced at the next use.
  */
 const APPLICATION = 'flotilla';
+/** Before a replica's id. */
+const SESSION_PREFIX = `${APPLICATION} `;
 const CONNECTIONS = 10;
 const CONNECT_TIMEOUT_MS = 5_000;
 const STATEMENT_TIMEOUT_MS = 10_000;
@@ -38,7 +40,7 @@ export async function openPostgres(
   log: Log,
   { statement_timeout_ms = STATEMENT_TIMEOUT_MS, replica }: PostgresLimits = {},
 ): Promise<Engine> {
-  const session = replica === undefined ? undefined : `${APPLICATION} ${replica}`;
+  const session = replica === undefined ? undefined : `${SESSION_PREFIX}${replica}`;
   const pool = new pg.Pool({
     ...connection(database_url, statement_timeout_ms),
     ...(session !== undefined && { application_name: session }),
@@ -123,27 +125,29 @@ class Postgres implements Engine {
    * Told only where a session that is missing means a process that is gone:
    * not behind a pooler (PgBouncer), whose sessions are its own, named after whom it serves at the moment (it is known by
    * the session's number, which the server says and the pooler makes up); not where DATABASE_URL names sessions otherwise;
-   * and not beside one without a replica's name, as those of a control plane of before there were any.
+   * and not beside any session that bears no replica's name, for whose it is nobody can say: another control plane's may
+   * be named by its own DATABASE_URL.
    */
   async openSessions(): Promise<ReadonlySet<string> | null> {
     const client = await this.#pool.connect().catch((error: unknown) => {
       throw asStoreError(error);
     });
+    let broken = true;
     try {
       const rows = await run<{ pid: number; own: boolean; application_name: string }>(
         client,
         `select pid, pid = pg_backend_pid() as own, application_name from pg_stat_activity
-         where datname = current_database()`,
+         where datname = current_database() and usesysid is not null`,
         [],
       );
+      broken = false;
       const own = rows.find((row) => row.own);
       const { processID } = client as unknown as { processID: number };
-      const names = new Set(rows.map((row) => row.application_name));
-      if (own?.pid !== processID || own.application_name !== this.#session || names.has(APPLICATION))
-        return null;
-      return new Set([...names].map((name) => name.slice(APPLICATION.length + 1)));
+      if (own?.pid !== processID || own.application_name !== this.#session) return null;
+      if (!rows.every((row) => row.application_name.startsWith(SESSION_PREFIX))) return null;
+      return new Set(rows.map((row) => row.application_name.slice(SESSION_PREFIX.length)));
     } finally {
-      client.release();
+      client.release(broken);
     }
   }
 

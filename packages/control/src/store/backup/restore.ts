@@ -98,7 +98,7 @@ async function fillFrom(
   };
   const { result, kept } = await fillPlace(place, log, prepare, async (engine) => {
     const loaded = await engine.transaction(async (tx) => {
-      await lockSchema(tx);
+      await lockSchema(tx, log);
       const full = replace ? undefined : await firstFull(tx, tables);
       if (full !== undefined) throw notEmpty(full);
       for (const table of [BOOKKEEPING_TABLE, ...tables.toReversed()]) {
