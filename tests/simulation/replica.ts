@@ -174,9 +174,13 @@ export class SimReplica {
       process,
       accept(credential) {
         const peer = serving.fleet.peer(credential);
-        const below = { cork() {}, uncork() {} };
         return {
-          join: (socket) => void serving.fleet.join(peer, socket as unknown as LinkSocket, below),
+          join: (socket) =>
+            void serving.fleet.join(peer, socket as unknown as LinkSocket, {
+              text: (text) => socket.send(text),
+              binary: (header, payload) => socket.send(Buffer.concat([header, payload])),
+              flush: () => undefined,
+            }),
           heard: (now_ms) => void heard.set(peer.node.id, now_ms),
         };
       },

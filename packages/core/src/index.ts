@@ -30,6 +30,7 @@ export * from './json-splice.ts';
 export * from './send-window.ts';
 export * from './out-stream.ts';
 export * from './outbox.ts';
+export * from './link-writes.ts';
 export * from './mailbox.ts';
 export * from './churn-map.ts';
 export * from './http-head.ts';

@@ -2,6 +2,7 @@ import {
   type Brake,
   type Clock,
   type DescriptorChange,
+  type LinkWrites,
   type LoadedNodes,
   type Log,
   type NodePatch,
@@ -35,7 +36,7 @@ import { createConnections } from './connection.ts';
 import { createEpochs } from './epochs.ts';
 import { type HttpNodes, type NodePeer, createHttpNodes } from './http-nodes.ts';
 import { latestWriter } from './latest-writer.ts';
-import { CLOSE, type Corkable, type LinkSocket } from './link.ts';
+import { CLOSE, type LinkSocket, writesOn } from './link.ts';
 import { createLinkedViews } from './linked-views.ts';
 import { type Mirror, startMirror } from './mirror.ts';
 import type { FleetNode } from './node.ts';
@@ -77,7 +78,7 @@ export interface Fleet {
   /** Whose credential this is. @throws FlotillaError `unauthorized`, `revoked`, `unavailable` */
   peer(credential: string): NodePeer;
   /** That node has opened a socket; it is refused there, or becomes a link. @returns whether it became one */
-  join(peer: NodePeer, ws: LinkSocket, socket: Corkable): Promise<boolean>;
+  join(peer: NodePeer, ws: LinkSocket, writes: LinkWrites): Promise<boolean>;
   /** Another replica is no more. */
   died(replica: string): void;
   /** This replica's row moves again after it stood still for H. */
@@ -427,7 +428,7 @@ export function createFleet(deps: FleetDeps): Fleet {
     server.once('wsClientError', misshaped);
     server.handleUpgrade(request, socket, head, (ws) => {
       tellUnreadable(ws, found.node.id, log);
-      void join(found, ws, socket).then((joined) => {
+      void join(found, ws, writesOn(socket)).then((joined) => {
         if (joined) linked();
       });
     });
@@ -454,13 +455,13 @@ export function createFleet(deps: FleetDeps): Fleet {
     return { node: found.node, credential: hash };
   }
 
-  async function join(found: NodePeer, ws: LinkSocket, socket: Corkable): Promise<boolean> {
+  async function join(found: NodePeer, ws: LinkSocket, writes: LinkWrites): Promise<boolean> {
     const { heartbeat_ms } = timings;
     const registration = await takeRegistration(
       { clock, log, epochs, replica, heartbeat_ms, inUseElsewhere },
       found.node,
       ws,
-      socket,
+      writes,
     );
     if (registration === undefined) return false;
     try {

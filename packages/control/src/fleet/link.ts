@@ -2,9 +2,12 @@ import {
   ACK_EVERY_BYTES,
   ChurnMap,
   type Clock,
+  type LinkPort,
+  type LinkWrites,
   OutStream,
   Outbox,
   type ReceiveWindow,
+  linkWrites,
   receiveWindow,
   received,
 } from '@flotilla/core';
@@ -31,7 +34,7 @@ import type { Attempt } from '../dispatch/attempt.ts';
  *     open ──close(), socket closed, too many broken frames──▶ closed
  *
  * Stream numbers belong to the connection; attempts outlive it. What is written within one turn of the event loop
- * becomes one write. Nothing here decides: messages go to `LinkEvents`.
+ * becomes one write, or few. Nothing here decides: messages go to `LinkEvents`.
  */
 export interface Link {
   readonly epoch: number;
@@ -82,17 +85,15 @@ const UNREAD_MOST_BYTES = 32 * 1024 * 1024;
 /** How long a refused peer has to take the closing handshake. */
 const CLOSE_WAIT_MS = 1000;
 
-/** What a link needs of its WebSocket. */
+/** What a link needs of its WebSocket, which it writes its messages beside. */
 export type LinkSocket = Pick<
   WebSocket,
   'on' | 'once' | 'off' | 'send' | 'ping' | 'close' | 'terminate' | 'readyState' | 'OPEN' | 'bufferedAmount'
 >;
-/** And of the socket below it. */
-export type Corkable = Pick<Duplex, 'cork' | 'uncork'>;
 
 export interface LinkOptions {
   ws: LinkSocket;
-  socket: Corkable;
+  writes: LinkWrites;
   epoch: number;
   replica: string;
   heartbeat_ms: number;
@@ -100,7 +101,7 @@ export interface LinkOptions {
   events: LinkEvents;
 }
 
-export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, events }: LinkOptions): Link {
+export function openLink({ ws, writes, epoch, replica, heartbeat_ms, clock, events }: LinkOptions): Link {
   let faults = 0;
   let faults_since_ms = clock.now_ms();
   let next_stream = 1;
@@ -108,7 +109,7 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
   const attempts = new ChurnMap<number, Attempt>();
   /** Of each stream, how much of its answer the node was last told to be handed on. */
   const told = new Map<number, number>();
-  const outbox = new Outbox(corked(ws, socket), () => clock.now_ms());
+  const outbox = new Outbox(portOf(ws, writes), () => clock.now_ms());
 
   // Fields, not getters: an object that is made with a getter has a shape of its own, in memory and to the compiler.
   const link: Link & { open: boolean; heard: number } = {
@@ -142,6 +143,7 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
       if (!link.open) return;
       if (error !== undefined) link.send({ type: 'error', ...error });
       ended('closed by the control plane');
+      writes.flush();
       closeSocket(ws, clock, code, error?.message ?? '');
     },
   };
@@ -279,6 +281,28 @@ export function openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, even
   }
 }
 
+/** On the socket below a WebSocket that was accepted here. */
+export function writesOn(socket: Duplex): LinkWrites {
+  return linkWrites({
+    write(bytes) {
+      if (socket.writable) socket.write(bytes);
+    },
+    turnEnd: setImmediate,
+    mask: null,
+  });
+}
+
+function portOf(ws: LinkSocket, writes: LinkWrites): LinkPort {
+  return {
+    sendText(text) {
+      if (ws.readyState === ws.OPEN) writes.text(text);
+    },
+    sendBinary(header, payload) {
+      if (ws.readyState === ws.OPEN) writes.binary(header, payload);
+    },
+  };
+}
+
 /** Sends an error a refused peer can read, then closes for good. */
 export function refuseLink(
   ws: LinkSocket,
@@ -308,41 +332,4 @@ function answersPing(ws: LinkSocket, clock: Clock, within_ms: number): Promise<b
     ws.on('pong', answered);
     ws.ping();
   });
-}
-
-/**
- * Messages of one write: some ten requests. A turn can bring a hundred, and with one write for all of them the node had
- * nothing to do until the last was read, and then we had nothing: a fifth fewer requests a second.
- */
-const WRITE_MOST = 32;
-
-/** Corks the socket from the first send of a turn to the end of the turn: many small frames, few writes. */
-function corked(ws: LinkSocket, socket: Corkable): ConstructorParameters<typeof Outbox>[0] {
-  let gathered = 0;
-  const uncork = () => {
-    gathered = 0;
-    socket.uncork();
-  };
-  const cork = () => {
-    if (gathered === WRITE_MOST) {
-      gathered = 1;
-      socket.uncork();
-      socket.cork();
-    } else if (gathered++ === 0) {
-      socket.cork();
-      setImmediate(uncork);
-    }
-  };
-  return {
-    sendText(text) {
-      if (ws.readyState !== ws.OPEN) return;
-      cork();
-      ws.send(text);
-    },
-    sendBinary(header, payload) {
-      if (ws.readyState !== ws.OPEN) return;
-      cork();
-      ws.send(Buffer.concat([header, payload]));
-    },
-  };
 }

@@ -1,4 +1,4 @@
-import type { Clock, Log } from '@flotilla/core';
+import type { Clock, LinkWrites, Log } from '@flotilla/core';
 import {
   type Descriptor,
   type ErrorCode,
@@ -8,15 +8,7 @@ import {
   readNodeMessage,
 } from '@flotilla/protocol';
 import type { Epochs } from './epochs.ts';
-import {
-  CLOSE,
-  type Corkable,
-  type Link,
-  type LinkEvents,
-  type LinkSocket,
-  openLink,
-  refuseLink,
-} from './link.ts';
+import { CLOSE, type Link, type LinkEvents, type LinkSocket, openLink, refuseLink } from './link.ts';
 import type { FleetNode } from './node.ts';
 
 /**
@@ -63,7 +55,7 @@ export async function takeRegistration(
   deps: RegistrationDeps,
   node: FleetNode,
   ws: LinkSocket,
-  socket: Corkable,
+  writes: LinkWrites,
 ): Promise<Registration | undefined> {
   const { clock, log, replica, heartbeat_ms } = deps;
   const refuse = ({ close, code, message, cause }: Refused): undefined => {
@@ -82,7 +74,7 @@ export async function takeRegistration(
   if ('code' in admitted) return refuse(admitted);
   ws.off('message', tooSoon);
   const { epoch } = admitted;
-  const open = (events: LinkEvents) => openLink({ ws, socket, epoch, replica, heartbeat_ms, clock, events });
+  const open = (events: LinkEvents) => openLink({ ws, writes, epoch, replica, heartbeat_ms, clock, events });
   return { epoch, message, received_ms, open };
 }
 

@@ -1,7 +1,8 @@
+import { randomFillSync } from 'node:crypto';
 import type { IncomingMessage } from 'node:http';
 import { Agent as HttpsAgent } from 'node:https';
 import type { Socket } from 'node:net';
-import { CERTIFICATE_FAULT, isThisMachine, type LinkPort } from '@flotilla/core';
+import { CERTIFICATE_FAULT, isThisMachine, type LinkPort, linkWrites, type LinkWrites } from '@flotilla/core';
 import { MESSAGE_MAX_BYTES } from '@flotilla/protocol';
 import { WebSocket } from 'ws';
 import type { Ending } from './refusal.ts';
@@ -12,9 +13,8 @@ import type { Ending } from './refusal.ts';
  *     dialling ──opened──▶ open ──▶ ended (said once, with everything known about why)
  *         └────────────────────────▲ refused, unreachable, too slow
  *
- * What is sent within one turn of the event loop leaves in few writes: the socket is corked at the first message and
- * uncorked when all that the turn found in its sockets has been seen to. Backends answer many requests at once; while
- * the first of them travel, the others are read.
+ * What is sent within one turn of the event loop leaves in few writes (core/src/link-writes.ts). Backends answer many
+ * requests at once; while the first of them travel, the others are read.
  */
 export interface ConnectionEvents {
   opened(): void;
@@ -33,8 +33,6 @@ export interface ConnectionOptions {
 
 const LINK_PATH = 'node/v1/link';
 const REFUSAL_MAX_BYTES = 16 * 1024;
-/** Messages of one write: a write costs more than they do, and with larger ones both ends would wait for each other. */
-const WRITE_MOST = 32;
 /** How long patient text waits: a write costs more than all else of a small answer, and most backends think longer. */
 const PATIENCE_MS = 5;
 /** How long a closing handshake may take before the socket is simply dropped. */
@@ -57,33 +55,28 @@ export type Dial = (options: ConnectionOptions, events: ConnectionEvents) => Lin
 export class Connection implements LinkConnection {
   readonly #ws: WebSocket;
   readonly #events: ConnectionEvents;
-  #socket: Socket | null = null;
-  /** Since the last write; 0: the socket is not corked. */
-  #gathered = 0;
+  #writes: LinkWrites | null = null;
   #patient: string[] = [];
   #patience: NodeJS.Timeout | null = null;
   #ending: Ending = {};
   #ended = false;
-  readonly #uncork = () => {
-    this.#gathered = 0;
-    this.#socket?.uncork();
-  };
 
   constructor(options: ConnectionOptions, events: ConnectionEvents) {
     this.#events = events;
     const url = linkUrl(options.control_url);
     const agent = proxyAgent(url);
+    const mask = needsMask(url) ? randomFillSync : zeroMask;
     this.#ws = new WebSocket(url, {
       headers: { authorization: `Bearer ${options.credential}`, 'user-agent': options.user_agent },
       perMessageDeflate: false,
       handshakeTimeout: options.connect_timeout_ms,
       maxPayload: MESSAGE_MAX_BYTES,
       followRedirects: false,
-      ...(needsMask(url) ? {} : { generateMask: zeroMask }),
+      generateMask: mask,
       ...(agent === undefined ? {} : { agent }),
     });
     this.#ws.on('upgrade', (response) => {
-      this.#socket = response.socket;
+      this.#writes = writesOn(response.socket, mask);
     });
     this.#ws.on('open', () => events.opened());
     this.#ws.on('message', (raw, binary) => {
@@ -118,9 +111,8 @@ export class Connection implements LinkConnection {
 
   sendText(text: string): void {
     if (!this.open) return;
-    this.#cork();
     this.#flushPatient();
-    this.#ws.send(text);
+    this.#writes?.text(text);
   }
 
   /** Text that may wait a moment for something to travel with; it keeps its place before whatever follows. */
@@ -140,19 +132,13 @@ export class Connection implements LinkConnection {
     const waiting = this.#patient;
     this.#patient = [];
     if (!this.open) return;
-    this.#cork();
-    for (const text of waiting) this.#ws.send(text);
+    for (const text of waiting) this.#writes?.text(text);
   }
 
   sendBinary(header: Uint8Array, payload: Uint8Array): void {
     if (!this.open) return;
-    this.#cork();
     this.#flushPatient();
-    // Masking copies the message once more whatever it is made of, so one message of both parts costs least.
-    const frame = Buffer.allocUnsafe(header.byteLength + payload.byteLength);
-    frame.set(header, 0);
-    frame.set(payload, header.byteLength);
-    this.#ws.send(frame);
+    this.#writes?.binary(header, payload);
   }
 
   noteError(code: string, message: string): void {
@@ -161,6 +147,7 @@ export class Connection implements LinkConnection {
 
   close(code: number, reason: string): void {
     this.#flushPatient();
+    this.#writes?.flush();
     this.#ws.close(code, reason);
     setTimeout(() => this.#ws.terminate(), CLOSE_TIMEOUT_MS).unref();
   }
@@ -168,18 +155,6 @@ export class Connection implements LinkConnection {
   drop(reason: string): void {
     this.#ending.error = reason;
     this.#ws.terminate();
-  }
-
-  #cork(): void {
-    if (this.#socket === null) return;
-    if (this.#gathered === WRITE_MOST) {
-      this.#gathered = 1;
-      this.#socket.uncork();
-      this.#socket.cork();
-    } else if (this.#gathered++ === 0) {
-      this.#socket.cork();
-      setImmediate(this.#uncork);
-    }
   }
 
   #end(): void {
@@ -206,8 +181,18 @@ function needsMask(url: URL): boolean {
   return url.protocol !== 'wss:' && !/^(?:localhost|127\.\d+\.\d+\.\d+|\[::1\])$/.test(url.hostname);
 }
 
-function zeroMask(mask: Buffer): void {
+function zeroMask(mask: Uint8Array): void {
   mask.fill(0);
+}
+
+function writesOn(socket: Socket, mask: (key: Uint8Array) => void): LinkWrites {
+  return linkWrites({
+    write(bytes) {
+      if (socket.writable) socket.write(bytes);
+    },
+    turnEnd: setImmediate,
+    mask,
+  });
 }
 
 /** Through `HTTPS_PROXY` where one is set; plain links, and those to this machine, need no way out. */
