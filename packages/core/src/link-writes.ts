@@ -15,9 +15,9 @@ export interface LinkWrites {
 
 export interface LinkWritesOptions {
   /** Bytes for the socket; they are not changed afterwards. */
-  write(bytes: Buffer): void;
+  write: (bytes: Buffer) => void;
   /** Runs when all that this turn found in its sockets has been seen to. */
-  turnEnd(run: () => void): void;
+  turnEnd: (run: () => void) => void;
   /**
    * A client masks each frame with a key of four bytes, which this fills in; zeros leave the bytes as they are
    * (docs/decisions/007-zero-mask.md). Null: a server, which does not mask.
