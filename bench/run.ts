@@ -29,7 +29,7 @@ ${SCENARIOS.map(({ name, about }) => `  ${name.padEnd(12)} ${about}`).join('\n')
   --seconds S        of each turn, or each window (3)
   --load-minutes M   how long footprint holds its load (60; quick: 0.1)
   --profile DIR      CPU profiles of control planes and daemons go there; the figures are those of profiled programs
-  --held-minutes M   how long depth holds a transaction open (10; quick: 0.1)
+  --held-minutes M   how long each queue of depth is at work, half of them with a transaction open (10; quick: 0.1)
 
 DATABASE_URL    a PostgreSQL server on which databases may be made; without it what needs one is left out
 NATS_URL        NATS, for two replicas

@@ -5,10 +5,14 @@ import { aDetachedJob, aFinish } from '../../tests/conformance/detached-rows.ts'
 import { median, Samples, type Spread, spreadOf } from '../histogram.ts';
 import { figure } from '../figure.ts';
 import { goalOf, type Report, SPREAD_COLUMNS, spreadCells, type Table } from '../report.ts';
-import { interleave } from '../rounds.ts';
+import { interleave, ratio } from '../rounds.ts';
 import type { Scenario, Stage } from '../scenario.ts';
 
-/** What a claim costs with nothing, much and very much in the queue, and while somebody holds a transaction open. */
+/**
+ * What a claim costs with nothing, much and very much in the queue, and while somebody holds a transaction open. Of each
+ * depth there are two queues, and on one of them nobody does: jobs that are done stay, so a queue that has been at work for longer is
+ * in a larger database, and that alone makes it slower once the server's buffers are full.
+ */
 const DEPTHS = [0, 100_000, 1_000_000];
 const QUICK_DEPTHS = [0, 20_000];
 const LANES = 1000;
@@ -18,14 +22,15 @@ const JOBS_A_LANE = 16;
 const CLAIMED = LANES_A_CLAIM * JOBS_A_LANE;
 const BYTES_MOST = 256 * 1024 * 1024;
 const WARM_CLAIMS = 50;
-const WINDOWS_HELD = 5;
+const WINDOWS = 5;
 const NODE = 'node_bench';
 const REPLICA = 'rep_bench';
 
 interface Measured {
   depth: number;
-  /** Null: nobody held one. */
-  held_s: number | null;
+  held: boolean;
+  /** Since the transactions were opened. */
+  after_s: number;
   claims: number;
   jobs_per_second: number;
   claim: Spread;
@@ -37,33 +42,29 @@ export const depth: Scenario = {
   async run(stage) {
     const { database_url } = stage.place;
     if (database_url === undefined) return reportOf([], stage);
-    const found: Measured[] = [];
     const queues: Queue[] = [];
     try {
       for (const queued of stage.quick ? QUICK_DEPTHS : DEPTHS) {
-        stage.say(`${queued} jobs are queued.`);
-        const queue = await openQueue(database_url, queued);
-        queues.push(queue);
-        for (let n = 0; n < WARM_CLAIMS; n++) await queue.turn();
+        for (const held of [false, true]) {
+          stage.say(`${queued} jobs are queued.`);
+          const queue = await openQueue(database_url, queued, held);
+          queues.push(queue);
+          for (let n = 0; n < WARM_CLAIMS; n++) await queue.turn();
+        }
       }
-      // As long as those that are held against them: the p99 of a few claims would be the slowest of them.
-      const window_ms = stage.held_ms / WINDOWS_HELD;
-      const calm = await interleave(queues, stage.rounds, (queue) => window(queue, window_ms));
-      for (const [{ queued }, windows] of calm)
-        found.push(...windows.map((one) => ({ depth: queued, held_s: null, ...one })));
-      stage.say(`Transactions are held open while each is at work for ${stage.held_ms / 1000} s.`);
+      stage.say(
+        `Each is at work for ${stage.held_ms / 1000} s while transactions are held open on half of them.`,
+      );
       const began_ms = performance.now();
-      for (const queue of queues) await queue.hold();
-      const held = await interleave(queues, WINDOWS_HELD, async (queue) => {
-        const measured = await window(queue, window_ms);
-        return { held_s: (performance.now() - began_ms) / 1000, ...measured };
+      for (const queue of queues) if (queue.held) await queue.hold();
+      const found = await interleave(queues, WINDOWS, async ({ queued, held, turn }) => {
+        const measured = await window(turn, stage.held_ms / WINDOWS);
+        return { depth: queued, held, after_s: (performance.now() - began_ms) / 1000, ...measured };
       });
-      for (const [{ queued }, windows] of held)
-        found.push(...windows.map((one) => ({ depth: queued, ...one })));
+      return reportOf([...found.values()].flat(), stage);
     } finally {
       for (const queue of queues) await queue.close();
     }
-    return reportOf(found, stage);
   },
 };
 
@@ -90,6 +91,7 @@ async function fill(client: pg.Client, jobs: number): Promise<void> {
 
 interface Queue {
   queued: number;
+  held: boolean;
   /**
    * As many jobs come as are claimed, at the ends of their lanes, and what is claimed, from the lanes’ heads, is done. So
    * the queue stays as long as it was; at 0 what is claimed is what has just come.
@@ -101,7 +103,7 @@ interface Queue {
   close(): Promise<void>;
 }
 
-async function openQueue(server: string, queued: number): Promise<Queue> {
+async function openQueue(server: string, queued: number, held: boolean): Promise<Queue> {
   const place = await freshDatabase(server);
   const store = await openStore({ database_url: place.url }, quiet);
   const client = new pg.Client({ connectionString: place.url });
@@ -113,6 +115,7 @@ async function openQueue(server: string, queued: number): Promise<Queue> {
   const from = new Map<string, number>();
   return {
     queued,
+    held,
     async turn() {
       const lanes = lanesOf(n);
       n += LANES_A_CLAIM;
@@ -152,11 +155,11 @@ async function openQueue(server: string, queued: number): Promise<Queue> {
   };
 }
 
-async function window(queue: Queue, for_ms: number) {
+async function window(turn: Queue['turn'], for_ms: number) {
   const took = new Samples();
   const began_ms = performance.now();
   let claims = 0;
-  for (; performance.now() - began_ms < for_ms; claims++) took.add(await queue.turn());
+  for (; performance.now() - began_ms < for_ms; claims++) took.add(await turn());
   return {
     claims,
     jobs_per_second: (claims * CLAIMED * 1000) / (performance.now() - began_ms),
@@ -168,11 +171,13 @@ function lanesOf(from: number): string[] {
   return Array.from({ length: LANES_A_CLAIM }, (_, at) => `lane-${(from + at) % LANES}`);
 }
 
-/** The goals are ratios of percentiles: of an empty queue to a full one, of windows without a transaction to the last with it. */
-function p99Of(found: Measured[], queued: number): number {
-  return median(
-    found.filter((one) => one.depth === queued && one.held_s === null).map(({ claim }) => claim.p99),
-  );
+/** The windows of one queue, in their order. */
+function windowsOf(found: Measured[], queued: number, held: boolean): Measured[] {
+  return found.filter((one) => one.depth === queued && one.held === held);
+}
+
+function p99s(windows: Measured[]): number[] {
+  return windows.map(({ claim }) => claim.p99);
 }
 
 function reportOf(found: Measured[], stage: Stage): Report {
@@ -184,9 +189,10 @@ function reportOf(found: Measured[], stage: Stage): Report {
     about:
       `The store’s own operations on PostgreSQL, from one process: ${CLAIMED} jobs come at the ends of ${LANES_A_CLAIM} of ` +
       `${LANES.toLocaleString('en')} lanes, one statement claims as many from their heads (this is what is timed), and they are done. ` +
-      'So the queue stays as long as it was; at 0 what is claimed has just come. Then the same while another session holds a ' +
-      'REPEATABLE READ transaction open, so that nothing that is dead can be cleaned away; its windows follow one another, and the ' +
-      `goal is judged by the last. Each depth is at work for ${figure(stage.held_ms / 60_000)} minutes of that; all windows are equally long. The depths take turns.${left_out}`,
+      'So the queue stays as long as it was; at 0 what is claimed has just come. Jobs that are done stay. Of each depth there are two ' +
+      'queues, each in a database of its own; on one of them another session holds a REPEATABLE READ transaction open all the while, ' +
+      `so that nothing that is dead can be cleaned away. They take turns in ${WINDOWS} rounds, and each is at work for ` +
+      `${figure(stage.held_ms / 60_000)} minutes; ratios are of pairs of a round: the median, the lowest and the highest.${left_out}`,
     goals: goalsOf(found),
     tables: depths.map((queued) => tableOf(found, queued)),
     plots: [
@@ -196,15 +202,12 @@ function reportOf(found: Measured[], stage: Stage): Report {
         unit: 'ms',
         groups: (['p50', 'p99'] as const).map((share) => ({
           label: share,
-          bars: depths.flatMap((queued) => {
-            const own = found.filter((one) => one.depth === queued);
-            const calm = own.filter(({ held_s }) => held_s === null).map(({ claim }) => claim[share]);
-            const name = `${queued.toLocaleString('en')} queued`;
-            return [
-              { name, value: median(calm) },
-              { name: `${name}, held`, value: own.at(-1)!.claim[share] },
-            ];
-          }),
+          bars: depths.flatMap((queued) =>
+            [false, true].map((held) => ({
+              name: `${queued.toLocaleString('en')} queued${held ? ', held' : ''}`,
+              value: median(windowsOf(found, queued, held).map(({ claim }) => claim[share])),
+            })),
+          ),
         })),
       },
     ],
@@ -216,35 +219,35 @@ function tableOf(found: Measured[], queued: number): Table {
   return {
     title: `${queued.toLocaleString('en')} jobs queued: one claim of ${CLAIMED}`,
     columns: ['', ...SPREAD_COLUMNS, 'claims', 'whole turns, jobs a second'],
-    rows: found
-      .filter((one) => one.depth === queued)
-      .map(({ held_s, claim, claims, jobs_per_second }) => [
-        held_s === null ? 'as it is' : `a transaction open for ${figure(held_s)} s`,
+    rows: [false, true].flatMap((held) =>
+      windowsOf(found, queued, held).map(({ after_s, claim, claims, jobs_per_second }) => [
+        held ? `a transaction open for ${figure(after_s)} s` : `none, after ${figure(after_s)} s`,
         ...spreadCells(claim),
         String(claims),
         figure(jobs_per_second),
       ]),
+    ),
   };
 }
 
 function goalsOf(found: Measured[]) {
   const most = DEPTHS.at(-1)!;
-  const whole = found.some((one) => one.depth === most);
   const missing = { missing: `only with PostgreSQL and ${most.toLocaleString('en')} jobs` };
-  const held = (queued: number) => found.filter((one) => one.depth === queued && one.held_s !== null).at(-1)!;
+  const compared = (of: Measured[], to: Measured[]) =>
+    of.length === 0 ? missing : ratio(p99s(of), p99s(to));
   return [
     goalOf(
       `${most.toLocaleString('en')} queued: p99 of a claim, to that of an empty queue`,
       { most: 1.2 },
       '×',
-      whole ? p99Of(found, most) / p99Of(found, 0) : missing,
+      compared(windowsOf(found, most, false), windowsOf(found, 0, false)),
     ),
     ...DEPTHS.map((queued) =>
       goalOf(
         `${queued.toLocaleString('en')} queued: p99 of a claim with a transaction held open, to without`,
         { most: 1.25 },
         '×',
-        found.some((one) => one.depth === queued) ? held(queued).claim.p99 / p99Of(found, queued) : missing,
+        compared(windowsOf(found, queued, true), windowsOf(found, queued, false)),
       ),
     ),
   ];
