@@ -8,9 +8,7 @@ import { lockSchema, migrate, schemaVersion } from '../../packages/control/src/s
 import { openEngine, openStore } from '../../packages/control/src/store/open.ts';
 import { openPostgres } from '../../packages/control/src/store/postgres.ts';
 import { freshDatabase, quiet, testServer } from '../support/store.ts';
-import { aDetachedJob, aFinish, aRequeue } from './detached-rows.ts';
-import { planOn } from './plans.suite.ts';
-import { aJob, aSettlement, enrolNodes } from './rows.ts';
+import { aSettlement, enrolNodes } from './rows.ts';
 
 /** What only PostgreSQL can be asked: several replicas, and a server that goes away. */
 describe.skipIf(testServer === undefined)(
@@ -135,30 +133,6 @@ describe.skipIf(testServer === undefined)(
       }
       expect((await a.takeEpochs('rep_a', nodes)).get(nodes[0]!)).toBe(31);
       await Promise.all([a.close(), b.close()]);
-    });
-
-    test('tables that are empty and were never analyzed are read by their indexes', async () => {
-      const options = await emptyDatabase();
-      await (await openStore(options, quiet)).close();
-      const engine = await openEngine(options, quiet);
-      const fence = { id: 'job_1', attempt: 1, node: 'node_1', epoch: 1 };
-      const lanes = [{ lane: 'lane_1', node: 'node_1', epoch: 1, free: 4 }];
-      const hot: Record<string, Parameters<typeof planOn>[1]> = {
-        accept: (s) => s.acceptJobs([aDetachedJob()]),
-        claim: (s) => s.claimJobs({ replica: 'rep_a', lanes, limit: 4 }),
-        start: (s) => s.startJobs([fence]),
-        requeue: (s) => s.requeueJobs([aRequeue(fence)]),
-        finish: (s) => s.finishJobs([aFinish(fence)]),
-        expire: (s) => s.expireJobs(100, ['node_x']),
-        ready: (s) => s.readyJobs(100),
-        settle: (s) => s.settle([aSettlement()]),
-        open: (s) => s.recordOpen([aJob()]),
-      };
-      for (const [name, operation] of Object.entries(hot)) {
-        const { scanned } = await planOn(engine, operation);
-        expect({ name, scanned }).toEqual({ name, scanned: [] });
-      }
-      await engine.close();
     });
 
     test('a replica is known by its sessions, which are gone when it is', async () => {
