@@ -48,8 +48,9 @@ function factsOf(error: unknown): object {
 function explain(error: unknown): { message: string; next?: string | undefined } {
   if (error instanceof CommandError) return error;
   if (error instanceof FlotillaApiError) {
-    const id = error.request_id === undefined ? '' : ` (request ${error.request_id})`;
-    return { message: `${error.message}${id}`, next: nextAfter(error) };
+    // The code is what docs/reference/errors.md goes by, and a search.
+    const id = error.request_id === undefined ? '' : `, request ${error.request_id}`;
+    return { message: `${error.message} (${error.code}${id})`, next: nextAfter(error) };
   }
   // What the daemon and the control plane refuse says itself what to do; these are faults of ours.
   const message = error instanceof Error ? error.message : String(error);
@@ -86,7 +87,7 @@ function nextAfter(error: FlotillaApiError): string | undefined {
       return list === undefined ? undefined : `See which there are: ${list}`;
     }
     case 'no_capacity':
-      return 'See why: flotilla nodes';
+      return 'See which node that is about: flotilla nodes';
     default:
       return error.retry_after_ms === undefined
         ? undefined

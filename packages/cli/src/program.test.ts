@@ -204,6 +204,12 @@ describe('a failure ends with 1, on stderr, with what to do next', () => {
     });
   });
 
+  test('the server refuses; a person gets its code and the id of the request, too', async () => {
+    const control = await serve({});
+    const { stderr } = await run(['nodes', 'show', 'node_x'], control.environment);
+    expect(stderr).toMatch(/^error: There is no .*node_x.* \(not_found, request req_fake\)\n/);
+  });
+
   test.each(['', '--json'])('the key that was to be revoked is still valid %s', async (flag) => {
     const flags = flag === '' ? [] : [flag];
     const control = await serve({
@@ -223,7 +229,7 @@ describe('a failure ends with 1, on stderr, with what to do next', () => {
     const { code, stderr } = await run(['jobs', 'show', 'job_1'], control.environment);
     expect({ code, stderr }).toEqual({
       code: 1,
-      stderr: 'error: There is no job "job_1".\nSee which there are: flotilla jobs\n',
+      stderr: 'error: There is no job "job_1". (not_found)\nSee which there are: flotilla jobs\n',
     });
   });
 
@@ -234,7 +240,9 @@ describe('a failure ends with 1, on stderr, with what to do next', () => {
     };
     const control = await serve({ 'GET /api/v1/nodes/node_1': refused });
     const { stderr } = await run(['models', 'discover', 'node_1'], control.environment);
-    expect(stderr).toBe('error: There is no node "node_1".\nSee which there are: flotilla nodes\n');
+    expect(stderr).toBe(
+      'error: There is no node "node_1". (not_found)\nSee which there are: flotilla nodes\n',
+    );
   });
 
   test('an https address of what speaks plain http', async () => {
