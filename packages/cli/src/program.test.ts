@@ -8,13 +8,14 @@ import { afterEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { buildProgram, loadCommands } from './program.ts';
 import { run, start } from './testing/command.ts';
 import { FakeControl } from './testing/fake-control.ts';
+import { lanAddress } from './up/advice.ts';
 
 let server: FakeControl | undefined;
 afterEach(() => server?.close());
 
-async function serve(routes: Record<string, unknown>): Promise<FakeControl> {
+async function serve(routes: Record<string, unknown>, host?: string): Promise<FakeControl> {
   server = new FakeControl(routes);
-  await server.listen();
+  await server.listen(host);
   return server;
 }
 
@@ -381,6 +382,24 @@ describe('output', () => {
       expect(stdout).toBe('fle_1\n');
       expect(stderr).toContain(said);
       if (public_url !== null) expect(stderr).not.toContain('127.0.0.1');
+    },
+  );
+
+  test.runIf(lanAddress() !== undefined)(
+    'of a new token has an address by which other machines come, where the control plane listens there',
+    async () => {
+      const made = { token: 'fle_1', max_uses: 1, expires_at: '2026-01-01T00:00:00Z', public_url: null };
+      const routes = { 'POST /api/v1/enrolment-tokens': made, 'GET /healthz': {} };
+      const everywhere = await serve(routes, '0.0.0.0');
+      const { port } = new URL(everywhere.url);
+      const line = `flotilla join http://${lanAddress()}:${port} --token fle_1 --insecure\n`;
+      const told = await run(['tokens', 'create'], everywhere.environment);
+      expect(told.stderr).toContain(line);
+      expect(told.stderr).not.toContain('127.0.0.1');
+      everywhere.close();
+      const here = await serve(routes);
+      const alone = await run(['tokens', 'create'], here.environment);
+      expect(alone.stderr).toContain(`flotilla join ${here.url} --token fle_1\n`);
     },
   );
 
