@@ -92,6 +92,9 @@ describe('help', () => {
       verbsOf(group, group.name()),
     );
     expect(found.map(([name]) => name).sort()).toEqual(COMMANDS.toSorted());
+    for (const group of ['jobs', 'nodes']) {
+      expect((await run([group, '--help'])).stdout).toContain(`\nExamples:\n  $ flotilla ${group}`);
+    }
     for (const [name, help] of found) {
       expect(help).toContain(`Usage: flotilla ${name}`);
       expect(help).toMatch(/Examples:\n {2}\$ .*(flotilla|curl)/);
@@ -140,6 +143,7 @@ describe('wrong usage ends with 2 and says what was meant', () => {
     ['nodes drain x --deadline 5', 'Write it like 90s'],
     ['nodes drain x --deadline 2d', '1d at most'],
     ['jobs submit night.jsonl --message x', 'not both'],
+    ['jobs submit -m x', 'Give a file, --message, or a request on stdin'],
     ['node drain --deadline 25h', '1d at most'],
     ['node leave --deadline 2d', '1d at most'],
     ['keys create x --admin --scope jobs', '--admin may do everything'],

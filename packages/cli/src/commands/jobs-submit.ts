@@ -57,8 +57,8 @@ export function addSubmit(jobs: Command): void {
   withExamples(
     withClient(submit),
     [
-      'flotilla jobs submit -m llama3 --message "Why is the sky blue?" --wait --text',
-      'the answer, as soon as a machine has found time for it',
+      'flotilla jobs submit -m MODEL --message "Why is the sky blue?" --wait --text',
+      'the answer, as soon as a machine has found time for it; MODEL is one of `flotilla models`',
     ],
     ['flotilla jobs submit request.json', "prints the job's id: the body is that of /v1/chat/completions"],
     [
@@ -114,13 +114,14 @@ async function readOne(file: string | undefined, { message }: SubmitFlags): Prom
   if (file !== undefined && file !== '-') {
     return readFile(file, 'utf8').catch(unreadable(file));
   }
-  if (file === undefined && process.stdin.isTTY) {
+  const written = file === undefined && process.stdin.isTTY ? '' : await text(process.stdin);
+  if (written.trim() === '') {
     throw new UsageError(
       'There is nothing to submit.',
       'Give a file, --message, or a request on stdin; - is stdin.',
     );
   }
-  return text(process.stdin);
+  return written;
 }
 
 function oneJob(written: string, flags: JobFlags): string {
