@@ -78,7 +78,8 @@ function nextAfter(error: FlotillaApiError): string | undefined {
     case 'forbidden':
       return 'This key may not do that; an admin can make one that may: flotilla keys create --help.';
     case 'model_not_found':
-      return 'See what there is: flotilla models';
+      // Which a key for jobs may not ask; nor does what was refused tell which key it was.
+      return 'See what there is: flotilla models (with a key for inference, or as admin)';
     case 'not_found': {
       // What is missing names its kind, which need not be what the command is about. Of a thing that is there something
       // may be missing, too, like the result of a job: no list tells of that.

@@ -238,6 +238,18 @@ describe('a failure ends with 1, on stderr, with what to do next', () => {
     });
   });
 
+  test('there is no such model; it says with which key to look, as one for jobs may not', async () => {
+    const refused = (response: ServerResponse) => {
+      response.writeHead(404, { 'content-type': 'application/json' });
+      response.end(JSON.stringify({ error: { message: 'No such model.', code: 'model_not_found' } }));
+    };
+    const control = await serve({ 'POST /api/v1/jobs': refused });
+    const { stderr } = await run(['jobs', 'submit', '-m', 'none', '--message', 'x'], control.environment);
+    expect(stderr).toBe(
+      'error: No such model. (model_not_found)\nSee what there is: flotilla models (with a key for inference, or as admin)\n',
+    );
+  });
+
   test('of two kinds that a command is about, the one that is missing is listed', async () => {
     const refused = (response: ServerResponse) => {
       response.writeHead(404, { 'content-type': 'application/json' });
