@@ -418,6 +418,9 @@ describe('flotilla jobs', () => {
     expect(await flotilla(['result', id!])).toMatchObject({ code: 0, stdout: answer });
     const shown = await flotilla(['show', id!, '--json']);
     expect(shown.stdout).toContain('"seed":12345678901234567890');
+    const whole = await flotilla(['submit', '--wait', '--json'], asked);
+    expect(JSON.parse(whole.stdout)).toMatchObject({ state: 'succeeded', result: { choices: [] } });
+    expect(whole.stdout).toContain('"result":{"choices":[],"seed":12345678901234567890}');
     expect((await flotilla(['delete', id!])).code).toBe(0);
     expect(await flotilla(['result', id!])).toMatchObject({ code: 1, stdout: '' });
   });
@@ -441,13 +444,14 @@ describe('flotilla jobs', () => {
       .trim()
       .split('\n')
       .map((text) => JSON.parse(text));
+    const result = { choices: [{ message: { content: 'Done.' } }] };
     expect(told).toMatchObject([
       { line: 4, error: { code: 'invalid_request' } },
       { line: 6, error: { code: 'model_not_found' } },
       { line: 7, error: { code: 'invalid_request', param: 'request.note' } },
-      { line: 1, state: 'succeeded' },
-      { line: 2, state: 'succeeded', metadata: { of: 'the night' } },
-      { line: 5, state: 'succeeded' },
+      { line: 1, state: 'succeeded', result },
+      { line: 2, state: 'succeeded', metadata: { of: 'the night' }, result },
+      { line: 5, state: 'succeeded', result },
     ]);
     const again = await flotilla(['submit', file]);
     expect(again.stderr).toContain('0 accepted, 3 submitted before, 3 refused');
@@ -474,6 +478,9 @@ describe('flotilla jobs', () => {
     const failed = await flotilla(['submit', '-m', 'scripted', '--message', 'x', '--wait']);
     expect(failed).toMatchObject({ code: 1, stdout: '' });
     expect(failed.stderr).toMatch(/invalid_request: .*\nIts attempts: flotilla jobs show job_/);
+    const told = await flotilla(['submit', '-m', 'scripted', '--message', 'x', '--wait', '--json']);
+    expect(told.code).toBe(1);
+    expect(JSON.parse(told.stdout)).toMatchObject({ state: 'failed', result: { error: {} } });
     backend.answer = sound;
   });
 });

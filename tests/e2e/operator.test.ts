@@ -126,6 +126,16 @@ describe('a cordoned node', () => {
     const { error } = (await refused.json()) as ErrorBody;
     expect(error).toMatchObject({ code: 'no_capacity', reasons: ['cordoned'] });
     await servedBy(spare);
+    await operate(spare, 'drain');
+    // Of several nodes a client hears the reasons, not which node has which; nor as if they were one node's.
+    const nobody = await run(['chat', '-m', 'scripted', 'Hello'], {
+      FLOTILLA_URL: world.plane.url,
+      FLOTILLA_API_KEY: world.plane.admin_key,
+    });
+    expect(nobody.stderr).toMatch(
+      /each is kept from it by one or more of these: it is \w+; it is \w+\. \(no_cap/,
+    );
+    await operate(spare, 'uncordon');
     finish(first);
     expect((await running).status).toBe(200);
 

@@ -4,8 +4,9 @@ import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest';
 import { run } from '../../packages/cli/src/testing/command.ts';
+import { lanAddress } from '../../packages/cli/src/up/advice.ts';
 import { fillDataDir } from '../support/store.ts';
-import { APART, clientOf, endAll, isAlive, newDir, partsOf, up } from '../support/up.ts';
+import { APART, clientOf, endAll, isAlive, newDir, partsOf, start, up } from '../support/up.ts';
 import { until } from '../support/until.ts';
 
 /** Everything on one machine, by one command; its starts and ends: tests/long/up.test.ts. */
@@ -13,6 +14,22 @@ vi.setConfig({ testTimeout: 90_000, hookTimeout: 90_000 }); // several processes
 
 const shell = promisify(execFile);
 afterAll(endAll);
+
+test.runIf(lanAddress() !== undefined)(
+  'for other machines says where it listens, and how they join; `tokens create` says the same',
+  async () => {
+    const dir = await newDir();
+    await fillDataDir(dir);
+    const open = start(dir, '--no-node', '--host', '0.0.0.0');
+    await until('it is up', () => open.stdout().includes('No node runs on this machine'), 60_000);
+    const [, url = ''] = /API +(http:\S+), and at every other address of this machine \(0\.0\.0\.0\)/.exec(
+      open.stdout(),
+    )!;
+    const [, line] = /joins with a token.*\n +(.*) fle_… --insecure/.exec(open.stdout())!;
+    const token = await run(['tokens', 'create'], { FLOTILLA_URL: url, FLOTILLA_DATA_DIR: dir });
+    expect(token.stderr).toContain(`${line} ${token.stdout.trim()} --insecure\n`);
+  },
+);
 
 describe('flotilla up', () => {
   let dir: string;

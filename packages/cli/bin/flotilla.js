@@ -13,6 +13,7 @@ import { setFlagsFromString } from 'node:v8';
 
 const REQUIRED_MAJOR = 24;
 const PACKAGED = '../dist/main.js';
+const IN_REPOSITORY = existsSync(new URL('../src/main.ts', import.meta.url));
 
 if (Number(process.versions.node.split('.')[0]) >= REQUIRED_MAJOR) {
   // While a process warms up, much of what it makes for a request outlives the small young generation of that time. V8
@@ -26,17 +27,12 @@ if (Number(process.versions.node.split('.')[0]) >= REQUIRED_MAJOR) {
     process.env.NODE_COMPILE_CACHE = fileURLToPath(cache);
   }
   module.enableCompileCache();
-  await (existsSync(new URL('../src/main.ts', import.meta.url))
-    ? import('../src/main.ts')
-    : import(PACKAGED));
+  await (IN_REPOSITORY ? import('../src/main.ts') : import(PACKAGED));
 } else {
   const node = bundledNode();
   if (node === undefined) {
     process.stderr.write(
-      `flotilla needs Node.js ${REQUIRED_MAJOR} or newer; this is ${process.versions.node}.\n` +
-        'Either install it from https://nodejs.org, or let npm put it next to flotilla, in the folder where flotilla is installed:\n' +
-        '  npm pkg set allowScripts.node=true --json && npm install node@24\n' +
-        'In the repository: npm ci. If that was done already, npm blocked an install script: npm rebuild node --ignore-scripts=false\n',
+      `flotilla needs Node.js ${REQUIRED_MAJOR} or newer; this is ${process.versions.node}.\n${advice()}`,
     );
     process.exitCode = 1;
   } else {
@@ -54,6 +50,24 @@ function bundledNode() {
   } catch {
     return undefined;
   }
+}
+
+/** Where no new Node is found: how to get one. */
+function advice() {
+  if (IN_REPOSITORY) {
+    return 'Run npm ci. If that was done already, npm blocked an install script: npm rebuild node --ignore-scripts=false\n';
+  }
+  // Into the folder of this file, which is the same wherever npm put flotilla: in a project, or with -g. And the one for
+  // this machine under the name of `node`: that one would fetch it by an install script, which npm may not run.
+  const { platform, arch } = process;
+  const name = `node${platform === 'darwin' && arch === 'arm64' ? '-bin' : ''}-${platform === 'win32' ? 'win' : platform}-${arch}`;
+  const path = dirname(fileURLToPath(import.meta.url));
+  const folder = platform === 'win32' ? `"${path}"` : `'${path.replaceAll("'", `'\\''`)}'`;
+  return (
+    'Install it from https://nodejs.org, or with a version manager (nvm install 24). Or let npm put one beside flotilla, for\n' +
+    'flotilla alone, as the user who installed it; after an update of flotilla do so again:\n' +
+    `  npm install --prefix ${folder} node@npm:${name}@${REQUIRED_MAJOR}\n`
+  );
 }
 
 function handOver(node) {

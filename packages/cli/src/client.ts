@@ -4,7 +4,7 @@ import { Flotilla } from '@flotilla/sdk';
 import { adminKeyPath, dataDir } from './data-dir.ts';
 import { CommandError, UsageError } from './failure.ts';
 
-export const DEFAULT_URL = 'http://127.0.0.1:7400';
+const DEFAULT_URL = 'http://127.0.0.1:7400';
 
 export interface ClientFlags {
   url?: string;

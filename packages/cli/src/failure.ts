@@ -48,8 +48,9 @@ function factsOf(error: unknown): object {
 function explain(error: unknown): { message: string; next?: string | undefined } {
   if (error instanceof CommandError) return error;
   if (error instanceof FlotillaApiError) {
-    const id = error.request_id === undefined ? '' : ` (request ${error.request_id})`;
-    return { message: `${error.message}${id}`, next: nextAfter(error) };
+    // The code is what docs/reference/errors.md goes by, and a search.
+    const id = error.request_id === undefined ? '' : `, request ${error.request_id}`;
+    return { message: `${error.message} (${error.code}${id})`, next: nextAfter(error) };
   }
   // What the daemon and the control plane refuse says itself what to do; these are faults of ours.
   const message = error instanceof Error ? error.message : String(error);
@@ -77,7 +78,8 @@ function nextAfter(error: FlotillaApiError): string | undefined {
     case 'forbidden':
       return 'This key may not do that; an admin can make one that may: flotilla keys create --help.';
     case 'model_not_found':
-      return 'See what there is: flotilla models';
+      // Which a key for jobs may not ask; nor does what was refused tell which key it was.
+      return 'See what there is: flotilla models (with a key for inference, or as admin)';
     case 'not_found': {
       // What is missing names its kind, which need not be what the command is about. Of a thing that is there something
       // may be missing, too, like the result of a job: no list tells of that.
@@ -86,7 +88,7 @@ function nextAfter(error: FlotillaApiError): string | undefined {
       return list === undefined ? undefined : `See which there are: ${list}`;
     }
     case 'no_capacity':
-      return 'See why: flotilla nodes';
+      return 'See which node that is about: flotilla nodes';
     default:
       return error.retry_after_ms === undefined
         ? undefined

@@ -1,8 +1,13 @@
-import { type ChildProcess, spawn } from 'node:child_process';
+import { type ChildProcess, execFile, spawn } from 'node:child_process';
 import { once } from 'node:events';
+import { copyFile, mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 
+const shell = promisify(execFile);
 const LAUNCHER = fileURLToPath(new URL('../bin/flotilla.js', import.meta.url));
 
 /** The first process says that it is an old Node; the one it hands over to counts what it hears, until SIGTERM. */
@@ -43,6 +48,46 @@ async function launch(command: string, ...args: string[]) {
   };
   return { child, pid, says, heardInAll };
 }
+
+describe('the package under an old Node', () => {
+  const OLD = `Object.defineProperty(process, 'versions', { value: { ...process.versions, node: '20.0.0' } });`;
+
+  /** As npm installs it, in a project or with -g. */
+  async function installed() {
+    const dir = await mkdtemp(join(tmpdir(), "its '$HOME "));
+    onTestFinished(() => rm(dir, { recursive: true }));
+    const bin = join(dir, 'node_modules/flotilla/bin');
+    await mkdir(bin, { recursive: true });
+    await mkdir(join(bin, '../dist'));
+    await copyFile(LAUNCHER, join(bin, 'flotilla.js'));
+    await writeFile(join(bin, '../package.json'), '{"type": "module"}');
+    await writeFile(join(bin, '../dist/main.js'), "console.log('handed over');");
+    const options = `--import=data:text/javascript,${encodeURIComponent(OLD)}`;
+    const run = () =>
+      shell(process.execPath, [options, join(bin, 'flotilla.js')], { env: { PATH: dir } }).catch(
+        (error: unknown) => error as { code: number; stdout: string; stderr: string },
+      );
+    return { dir, run };
+  }
+
+  test('says what to type, and what that leaves behind is found', async () => {
+    const { dir, run } = await installed();
+    const told = await run();
+    expect(told).toMatchObject({ code: 1, stdout: '' });
+    const [, command = ''] = /^ {2}(npm install .*)$/m.exec(told.stderr) ?? [];
+    expect(command).toMatch(/ node@npm:node-[a-z0-9-]+@24$/);
+    // Stands for npm, which puts a package under the name before `@npm:`; and its Node for one that says how old it is.
+    const npm = `#!/bin/sh
+mkdir -p "$3/node_modules/node/bin"
+echo '{"version": "24.0.0"}' > "$3/node_modules/node/package.json"
+printf '#!/bin/sh\\nshift; exec "${process.execPath}" "$@"\\n' > "$3/node_modules/node/bin/node"
+chmod +x "$3/node_modules/node/bin/node"
+`;
+    await writeFile(join(dir, 'npm'), npm, { mode: 0o755 });
+    await shell('/bin/sh', ['-c', command], { env: { PATH: `${dir}:/usr/bin:/bin` } });
+    expect(await run()).toMatchObject({ stdout: 'handed over\n', stderr: '' });
+  });
+});
 
 describe('under an old Node, the program that is handed over to hears Ctrl-C once', () => {
   test('without a terminal', async () => {

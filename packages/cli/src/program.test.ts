@@ -8,13 +8,14 @@ import { afterEach, describe, expect, onTestFinished, test, vi } from 'vitest';
 import { buildProgram, loadCommands } from './program.ts';
 import { run, start } from './testing/command.ts';
 import { FakeControl } from './testing/fake-control.ts';
+import { lanAddress } from './up/advice.ts';
 
 let server: FakeControl | undefined;
 afterEach(() => server?.close());
 
-async function serve(routes: Record<string, unknown>): Promise<FakeControl> {
+async function serve(routes: Record<string, unknown>, host?: string): Promise<FakeControl> {
   server = new FakeControl(routes);
-  await server.listen();
+  await server.listen(host);
   return server;
 }
 
@@ -91,6 +92,9 @@ describe('help', () => {
       verbsOf(group, group.name()),
     );
     expect(found.map(([name]) => name).sort()).toEqual(COMMANDS.toSorted());
+    for (const group of ['jobs', 'nodes']) {
+      expect((await run([group, '--help'])).stdout).toContain(`\nExamples:\n  $ flotilla ${group}`);
+    }
     for (const [name, help] of found) {
       expect(help).toContain(`Usage: flotilla ${name}`);
       expect(help).toMatch(/Examples:\n {2}\$ .*(flotilla|curl)/);
@@ -139,6 +143,7 @@ describe('wrong usage ends with 2 and says what was meant', () => {
     ['nodes drain x --deadline 5', 'Write it like 90s'],
     ['nodes drain x --deadline 2d', '1d at most'],
     ['jobs submit night.jsonl --message x', 'not both'],
+    ['jobs submit -m x', 'Give a file, --message, or a request on stdin'],
     ['node drain --deadline 25h', '1d at most'],
     ['node leave --deadline 2d', '1d at most'],
     ['keys create x --admin --scope jobs', '--admin may do everything'],
@@ -204,6 +209,12 @@ describe('a failure ends with 1, on stderr, with what to do next', () => {
     });
   });
 
+  test('the server refuses; a person gets its code and the id of the request, too', async () => {
+    const control = await serve({});
+    const { stderr } = await run(['nodes', 'show', 'node_x'], control.environment);
+    expect(stderr).toMatch(/^error: There is no .*node_x.* \(not_found, request req_fake\)\n/);
+  });
+
   test.each(['', '--json'])('the key that was to be revoked is still valid %s', async (flag) => {
     const flags = flag === '' ? [] : [flag];
     const control = await serve({
@@ -223,8 +234,20 @@ describe('a failure ends with 1, on stderr, with what to do next', () => {
     const { code, stderr } = await run(['jobs', 'show', 'job_1'], control.environment);
     expect({ code, stderr }).toEqual({
       code: 1,
-      stderr: 'error: There is no job "job_1".\nSee which there are: flotilla jobs\n',
+      stderr: 'error: There is no job "job_1". (not_found)\nSee which there are: flotilla jobs\n',
     });
+  });
+
+  test('there is no such model; it says with which key to look, as one for jobs may not', async () => {
+    const refused = (response: ServerResponse) => {
+      response.writeHead(404, { 'content-type': 'application/json' });
+      response.end(JSON.stringify({ error: { message: 'No such model.', code: 'model_not_found' } }));
+    };
+    const control = await serve({ 'POST /api/v1/jobs': refused });
+    const { stderr } = await run(['jobs', 'submit', '-m', 'none', '--message', 'x'], control.environment);
+    expect(stderr).toBe(
+      'error: No such model. (model_not_found)\nSee what there is: flotilla models (with a key for inference, or as admin)\n',
+    );
   });
 
   test('of two kinds that a command is about, the one that is missing is listed', async () => {
@@ -234,7 +257,9 @@ describe('a failure ends with 1, on stderr, with what to do next', () => {
     };
     const control = await serve({ 'GET /api/v1/nodes/node_1': refused });
     const { stderr } = await run(['models', 'discover', 'node_1'], control.environment);
-    expect(stderr).toBe('error: There is no node "node_1".\nSee which there are: flotilla nodes\n');
+    expect(stderr).toBe(
+      'error: There is no node "node_1". (not_found)\nSee which there are: flotilla nodes\n',
+    );
   });
 
   test('an https address of what speaks plain http', async () => {
@@ -373,6 +398,24 @@ describe('output', () => {
       expect(stdout).toBe('fle_1\n');
       expect(stderr).toContain(said);
       if (public_url !== null) expect(stderr).not.toContain('127.0.0.1');
+    },
+  );
+
+  test.runIf(lanAddress() !== undefined)(
+    'of a new token has an address by which other machines come, where the control plane listens there',
+    async () => {
+      const made = { token: 'fle_1', max_uses: 1, expires_at: '2026-01-01T00:00:00Z', public_url: null };
+      const routes = { 'POST /api/v1/enrolment-tokens': made, 'GET /healthz': {} };
+      const everywhere = await serve(routes, '0.0.0.0');
+      const { port } = new URL(everywhere.url);
+      const line = `flotilla join http://${lanAddress()}:${port} --token fle_1 --insecure\n`;
+      const told = await run(['tokens', 'create'], everywhere.environment);
+      expect(told.stderr).toContain(line);
+      expect(told.stderr).not.toContain('127.0.0.1');
+      everywhere.close();
+      const here = await serve(routes);
+      const alone = await run(['tokens', 'create'], here.environment);
+      expect(alone.stderr).toContain(`flotilla join ${here.url} --token fle_1\n`);
     },
   );
 

@@ -32,6 +32,8 @@ import { NO_TRACES, type Traces } from './telemetry/traces.ts';
 export interface RunningControl {
   /** Where this machine reaches it. */
   readonly url: string;
+  /** In words: there, and where else it listens. */
+  readonly listening: string;
   readonly port: number;
   /** Resolves when it has stopped, whoever asked for it; rejects where it had to, with the reason. */
   readonly closed: Promise<void>;
@@ -187,7 +189,10 @@ async function start(base: Base, undo: Undo): Promise<RunningControl> {
   const here = localUrl(tls === undefined ? 'http' : 'https', config.host, port);
   // With TLS it is reached by the name that the certificate is for, from this machine as well.
   const url = tls === undefined ? here : (config.public_url ?? here);
-  log.info({ url, replica, heartbeat_ms: config.heartbeat_ms }, `Listening at ${url}.`);
+  const listening = isWildcard(config.host)
+    ? `${url}, and at every other address of this machine (${config.host})`
+    : url;
+  log.info({ url, replica, heartbeat_ms: config.heartbeat_ms }, `Listening at ${listening}.`);
   const { promise: closed, resolve, reject } = Promise.withResolvers<void>();
   closed.catch(() => undefined); // whoever waits for it hears of it
   let closing: Promise<void> | undefined;
@@ -207,7 +212,7 @@ async function start(base: Base, undo: Undo): Promise<RunningControl> {
     log.error({ replica }, BURIED);
     void close();
   };
-  return { url, port, closed, close };
+  return { url, listening, port, closed, close };
 }
 
 async function openTraces({ config, log, clock }: Base, replica: string, undo: Undo): Promise<Traces> {
@@ -330,6 +335,10 @@ async function closeServer(app: FastifyInstance): Promise<void> {
 }
 
 /** Of an address that stands for all of them, the loopback one. */
+function isWildcard(host: string): boolean {
+  return host === '0.0.0.0' || host === '::';
+}
+
 function localUrl(scheme: string, host: string, port: number): string {
   const reachable = host === '0.0.0.0' ? '127.0.0.1' : host === '::' ? '::1' : host;
   return `${scheme}://${reachable.includes(':') ? `[${reachable}]` : reachable}:${port}`;

@@ -25,6 +25,8 @@ export interface RunOptions {
   /** Aborting it does what the second SIGTERM does. */
   kill?: AbortSignal | undefined;
   on_event?: ((event: DaemonEvent) => void) | undefined;
+  /** Told instead of the log why it did not start, where that is for the operator to mend. */
+  on_refused?: ((reason: Error) => void) | undefined;
   /** For tests and bundles. */
   clock?: Clock | undefined;
   link_script?: URL | undefined;
@@ -78,7 +80,7 @@ export async function runDaemon(options: RunOptions = {}): Promise<number> {
       lock.release();
     }
   } catch (error) {
-    return explain(error, log);
+    return explain(error, options.on_refused ?? ((reason) => log.error({}, reason.message)), log);
   }
 }
 
@@ -126,12 +128,12 @@ async function runUnderSignals(daemon: Daemon, options: RunOptions, log: Log): P
 }
 
 /** What an operator can mend is one sentence; the rest is a fault of ours, with its stack. */
-function explain(error: unknown, log: Log): number {
+function explain(error: unknown, refused: (reason: Error) => void, log: Log): number {
   if (error instanceof ConfigError) {
-    log.error({}, error.message);
+    refused(error);
     return 2;
   }
-  if (error instanceof StateDirError || error instanceof AddressError) log.error({}, error.message);
+  if (error instanceof StateDirError || error instanceof AddressError) refused(error);
   else
     log.error({ err: error }, `The daemon failed: ${error instanceof Error ? error.message : String(error)}`);
   return 1;

@@ -28,7 +28,10 @@ export function addChat(program: Command): void {
     .action(runChat);
   withExamples(
     withClient(chat),
-    ['flotilla chat -m llama3 Why is the sky blue?', 'one question, one answer'],
+    [
+      'flotilla chat -m MODEL Why is the sky blue?',
+      'one question, one answer; MODEL is one of `flotilla models`',
+    ],
     ['flotilla chat', 'a conversation: Ctrl-C stops an answer, Ctrl-D ends it'],
     ['git diff | flotilla chat --system "Review this."', 'the prompt from a pipe'],
   );

@@ -3,12 +3,12 @@ import { open, readFile } from 'node:fs/promises';
 import { createInterface } from 'node:readline';
 import { text } from 'node:stream/consumers';
 import { OPERATIONS } from '@flotilla/protocol';
-import type { Flotilla } from '@flotilla/sdk';
+import type { Flotilla, Job } from '@flotilla/sdk';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { type ClientFlags, openClient, withClient } from '../client.ts';
 import { CommandError, EXIT, UsageError } from '../failure.ts';
 import { withExamples } from '../help.ts';
-import { type Submitted, submitLines, waitForAll } from '../jobs/batch.ts';
+import { type Submitted, submitLines, waitForAll, waitForResult } from '../jobs/batch.ts';
 import { type JobFlags, jobText } from '../jobs/job-text.ts';
 import { collectLabel, duration } from '../parse.ts';
 import { note, print, printJson } from '../terminal/output.ts';
@@ -57,8 +57,8 @@ export function addSubmit(jobs: Command): void {
   withExamples(
     withClient(submit),
     [
-      'flotilla jobs submit -m llama3 --message "Why is the sky blue?" --wait --text',
-      'the answer, as soon as a machine has found time for it',
+      'flotilla jobs submit -m MODEL --message "Why is the sky blue?" --wait --text',
+      'the answer, as soon as a machine has found time for it; MODEL is one of `flotilla models`',
     ],
     ['flotilla jobs submit request.json', "prints the job's id: the body is that of /v1/chat/completions"],
     [
@@ -114,13 +114,14 @@ async function readOne(file: string | undefined, { message }: SubmitFlags): Prom
   if (file !== undefined && file !== '-') {
     return readFile(file, 'utf8').catch(unreadable(file));
   }
-  if (file === undefined && process.stdin.isTTY) {
+  const written = file === undefined && process.stdin.isTTY ? '' : await text(process.stdin);
+  if (written.trim() === '') {
     throw new UsageError(
       'There is nothing to submit.',
       'Give a file, --message, or a request on stdin; - is stdin.',
     );
   }
-  return text(process.stdin);
+  return written;
 }
 
 function oneJob(written: string, flags: JobFlags): string {
@@ -142,7 +143,7 @@ async function submitOne(client: Flotilla, job: string, flags: SubmitFlags): Pro
       `Job ${id} is ${existing ? 'one that was submitted before' : 'accepted'}. If this is stopped, it goes on.\n` +
         `Where it is, or why it waits: flotilla jobs explain ${id}`,
     );
-    const ended = await client.jobs.wait(id);
+    const ended = await waitFor(client, id, flags);
     if (flags.json) {
       printJson(ended);
       if (ended.state !== 'succeeded') process.exitCode = EXIT.failed;
@@ -191,12 +192,17 @@ async function submitAll(
   if (tally.refused > 0) process.exitCode = EXIT.failed;
   if (flags.wait !== true) return;
   let place = 0;
-  for await (const job of waitForAll(client, ids)) {
+  for await (const job of waitForAll(ids, (id) => waitFor(client, id, flags))) {
     const line = lines_of[place++]!;
     if (flags.json) print(JSON.stringify({ line, ...job }));
     else print(`${job.id} ${job.state}${job.error === null ? '' : ` (${job.error.code})`}`);
     if (job.state !== 'succeeded') process.exitCode = EXIT.failed;
   }
+}
+
+/** The job once it has ended; for programs with its result. */
+function waitFor(client: Flotilla, id: string, { json }: SubmitFlags): Promise<Job> {
+  return json ? waitForResult(client, id) : client.jobs.wait(id);
 }
 
 async function linesOf(file: string | undefined): Promise<AsyncIterable<string>> {

@@ -45,6 +45,11 @@ export function addJobs(program: Command): void {
   const cancel = jobs.command('cancel <id>').description('cancel an open job').action(cancelJob);
   withExamples(withClient(cancel), ['flotilla jobs cancel job_01J…', 'the node is told at once']);
 
+  withExamples(
+    jobs,
+    ['flotilla jobs --state queued', 'what waits, and then why: flotilla jobs explain job_01J…'],
+    ['flotilla jobs submit night.jsonl', 'work that nobody waits for: docs/guides/jobs.md'],
+  );
   addSubmit(jobs);
   addWatch(jobs);
 }

@@ -1,8 +1,8 @@
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { describe, expect, onTestFinished, test } from 'vitest';
-import { run } from '../testing/command.ts';
+import { describe, expect, onTestFinished, test, vi } from 'vitest';
+import { run, start } from '../testing/command.ts';
 import { fakeDaemon } from '../testing/fake-daemon.ts';
 
 async function daemon(answers: Record<string, object>) {
@@ -13,6 +13,21 @@ async function daemon(answers: Record<string, object>) {
   return { ...fake, node };
 }
 
+/** What else a daemon tells that has nothing to do. */
+const IDLE = {
+  node_id: 'node_1',
+  version: '0.1.0',
+  pid: 1,
+  status: 'running',
+  uptime_ms: 1,
+  ready: false,
+  not_ready_because: [],
+  link: { state: 'connected', url: 'http://127.0.0.1:1', reason: null, last_ack_ms_ago: null, rtt_ms: null },
+  drain: null,
+  backends: [],
+  pools: [],
+  ignored_servers: [],
+};
 const status = { ok: true, name: 'attic', attempts: [{}, {}] };
 
 describe('node drain', () => {
@@ -46,6 +61,48 @@ test('node leave has left either way, and says what it cut', async () => {
   expect(told).toMatchObject({ code: 0, stdout: '' });
   expect(told.stderr).toContain('3 requests were cut.');
   expect(JSON.parse((await node('leave', ['--json'])).stdout)).toMatchObject({ left: true, released: 3 });
+});
+
+test('node run that may not start says why as any other command, for people and for programs', async () => {
+  const dir = await mkdtemp(join(tmpdir(), 'fl-'));
+  onTestFinished(() => rm(dir, { recursive: true }));
+  const refused = (...more: string[]) => run(['node', 'run', '--state-dir', dir, ...more]);
+  const told = await refused();
+  expect(told).toMatchObject({ code: 1, stdout: '' });
+  expect(told.stderr).toMatch(/^error: This machine is not enrolled .*flotilla join URL/);
+  expect(JSON.parse((await refused('--json')).stderr)).toMatchObject({
+    error: { message: expect.stringContaining('not enrolled') },
+  });
+  await writeFile(join(dir, 'node.yaml'), 'slot: 4\n');
+  const wrong = await refused();
+  expect(wrong).toMatchObject({ code: 2, stdout: '' });
+  expect(wrong.stderr).toMatch(/^error: .*did you mean slots\?/);
+});
+
+test('join where a daemon runs already says so as any other command', async () => {
+  const dir = await mkdtemp(join(tmpdir(), 'fl-'));
+  onTestFinished(() => rm(dir, { recursive: true }));
+  const url = 'http://127.0.0.1:1';
+  const kept = { url, node_id: 'node_1', name: 'attic', credential: 'fln_1' };
+  await writeFile(join(dir, 'credential'), JSON.stringify(kept));
+  const alone = { FLOTILLA_NODE_STATUS_PORT: '0', FLOTILLA_NODE_FIND_BACKENDS: 'false' };
+  const first = start(['node', 'run', '--state-dir', dir], alone);
+  await vi.waitFor(() => expect(first.output.stderr).toContain('status server listens'), 10_000);
+  const second = await run(['join', url, '--token', 'fle_1', '--state-dir', dir], alone);
+  first.child.kill('SIGTERM');
+  await first.ended;
+  expect(second).toMatchObject({ code: 1, stdout: '' });
+  expect(second.stderr).toMatch(
+    new RegExp(`^error: Another Flotilla daemon \\(process ${first.child.pid}\\) uses .*node status`, 'm'),
+  );
+  expect(second.stderr).not.toContain('"level"');
+});
+
+test('node status without a model server says how to name one, and where', async () => {
+  const { node } = await daemon({ status: { ...status, ...IDLE, state_dir: '/state' } });
+  const { stdout } = await node('status');
+  expect(stdout).toContain('/state/node.yaml');
+  expect(stdout).toContain('flotilla node run --backend URL');
 });
 
 describe('node credential', () => {

@@ -92,6 +92,11 @@ export function addNodes(program: Command): void {
     .description('forget a revoked or offline node')
     .action(deleteNode);
   withExamples(withClient(remove), ['flotilla nodes delete attic', 'frees its name']);
+  withExamples(
+    nodes,
+    ['flotilla nodes', 'who is there, with which models, and why not'],
+    ['flotilla nodes show attic', 'all of one; what to do with it: docs/guides/nodes.md'],
+  );
 }
 
 async function listNodes(flags: ClientFlags & { limit: number }): Promise<void> {

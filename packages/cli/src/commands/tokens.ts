@@ -1,12 +1,13 @@
 import type { Command } from 'commander';
 import type { EnrolmentToken } from '@flotilla/sdk';
-import { type ClientFlags, DEFAULT_URL, isLoopback, openClient, withClient } from '../client.ts';
+import { type ClientFlags, controlUrl, isLoopback, openClient, withClient } from '../client.ts';
 import { withExamples } from '../help.ts';
 import { collect, collectLabel, duration, positive } from '../parse.ts';
 import { ago } from '../terminal/moment.ts';
 import { note, print, printJson } from '../terminal/output.ts';
 import { type Column, table, terminalColumns } from '../terminal/table.ts';
 import { labelText } from '../terminal/text.ts';
+import { lanAddress } from '../up/advice.ts';
 
 export function addTokens(program: Command): void {
   const tokens = program.command('tokens').description('enrolment tokens: how machines join');
@@ -74,7 +75,7 @@ async function createToken(flags: CreateFlags): Promise<void> {
   if (flags.json) return printJson(made);
   const uses = made.max_uses === 1 ? 'once' : `${made.max_uses} times`;
   // The way to it from here need not be the way from there; an older control plane does not tell.
-  const url = made.public_url ?? flags.url ?? (process.env['FLOTILLA_URL'] || DEFAULT_URL);
+  const url = made.public_url ?? (await fromOutside(controlUrl(flags)));
   const insecure = url.startsWith('http://') && !isLoopback(url) ? ' --insecure' : '';
   note(`It works ${uses}, until ${made.expires_at}, and is shown this once. On the machine that is to join:`);
   note(`  flotilla join ${url} --token ${made.token}${insecure}`);
@@ -83,6 +84,20 @@ async function createToken(flags: CreateFlags): Promise<void> {
     note('(with the address by which that machine reaches this one, in place of 127.0.0.1)');
   // In a terminal the line above has it already; a program wants it alone.
   if (!process.stdout.isTTY) print(made.token);
+}
+
+const LOOK_WITHIN_MS = 2000;
+
+/** The address by which other machines of this network reach what listens here, if it does not listen on loopback alone. */
+async function fromOutside(url: string): Promise<string> {
+  const address = lanAddress();
+  if (!isLoopback(url) || address === undefined) return url;
+  const outside = new URL(url);
+  outside.hostname = address;
+  const look = { signal: AbortSignal.timeout(LOOK_WITHIN_MS) };
+  const found = await fetch(new URL('/healthz', outside), look).catch(() => undefined);
+  await found?.body?.cancel();
+  return found?.ok === true ? outside.origin : url;
 }
 
 async function deleteToken(id: string, flags: ClientFlags): Promise<void> {

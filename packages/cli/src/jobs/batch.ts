@@ -1,5 +1,6 @@
-import type { Flotilla, Job, JobVerdict } from '@flotilla/sdk';
+import { setTimeout as pause } from 'node:timers/promises';
 import { JOBS_IN_BATCH } from '@flotilla/protocol';
+import { type Flotilla, FlotillaApiError, type Job, type JobVerdict } from '@flotilla/sdk';
 import { note } from '../terminal/output.ts';
 import { type JobFlags, createKeys, hasKey, jobText, withKey } from './job-text.ts';
 
@@ -21,6 +22,8 @@ interface Line {
 const BATCH_BYTES = 4 * 1024 * 1024;
 const WAITED_FOR_AT_ONCE = 16;
 const PROGRESS_EVERY_MS = 5000;
+const RESULT_PATIENCE_MS = 60_000;
+const PAUSE_MS = 1000;
 
 export async function* submitLines(
   client: Flotilla,
@@ -65,14 +68,21 @@ export async function* submitLines(
   }
 }
 
-/** The jobs once they have ended, in their order. */
-export async function* waitForAll(client: Flotilla, ids: readonly string[]): AsyncGenerator<Job, void> {
+/**
+ * The jobs once they have ended, in their order. The next ones are asked for when one was taken, so there are never more
+ * results in memory than jobs that are waited for at once.
+ * @param waitFor what is told of each: the job, or with its result
+ */
+export async function* waitForAll(
+  ids: readonly string[],
+  waitFor: (id: string) => Promise<Job>,
+): AsyncGenerator<Job, void> {
   const waiting: Promise<Job>[] = [];
   let next = 0;
   let told_ms = performance.now();
   for (let ended = 0; ended < ids.length; ended++) {
     while (next < ids.length && waiting.length < WAITED_FOR_AT_ONCE) {
-      const job = client.jobs.wait(ids[next++]!);
+      const job = waitFor(ids[next++]!);
       // Looked at in its turn; until then a failure of it is not an unhandled one.
       job.catch(() => undefined);
       waiting.push(job);
@@ -81,5 +91,21 @@ export async function* waitForAll(client: Flotilla, ids: readonly string[]): Asy
     if (performance.now() - told_ms < PROGRESS_EVERY_MS) continue;
     told_ms = performance.now();
     note(`${ended + 1} of ${ids.length} have ended.`);
+  }
+}
+
+/** The job with its result, once it has ended. Of events none has one. */
+export async function waitForResult(client: Flotilla, id: string): Promise<Job> {
+  await client.jobs.wait(id);
+  const give_up_ms = performance.now() + RESULT_PATIENCE_MS;
+  for (;;) {
+    try {
+      return await client.jobs.show(id);
+    } catch (error) {
+      // Results that others read may have all the room that there is for a moment.
+      if (!(error instanceof FlotillaApiError) || !error.retryable || performance.now() > give_up_ms)
+        throw error;
+      await pause(error.retry_after_ms ?? PAUSE_MS);
+    }
   }
 }

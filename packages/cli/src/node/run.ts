@@ -23,15 +23,18 @@ export async function runNode(flags: RunFlags): Promise<void> {
   const orphaned = new AbortController();
   // The control plane has ended with the parent: there is nobody left to finish work for.
   void parentGone().then(() => orphaned.abort());
+  let refused: Error | undefined;
   const code = await runDaemon({
     state_dir: nodeStateDir(flags.stateDir),
     flags: await settingsOf(flags),
     kill: orphaned.signal,
+    on_refused: (reason) => (refused = reason),
     on_event: (event) => {
       process.send?.(event);
       if (flags.json) printJson(event);
     },
   });
+  if (refused !== undefined) throw refused;
   process.exitCode = code === EXIT.unwanted ? (flags.finalExitCode ?? code) : code;
 }
 

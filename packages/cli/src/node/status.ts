@@ -60,7 +60,7 @@ export function statusText(status: LocalStatus): string {
   return [
     head,
     status.backends.length === 0
-      ? 'No backend found. Start a model server, or name one: --backend URL.'
+      ? `No model server found. Start one; or name one, under \`backends\` in ${status.state_dir}/node.yaml, or with\nflotilla node run --backend URL`
       : backendTable(status),
     ignored.length === 0 ? '' : `Not used:\n${ignored.join('\n')}`,
   ]

@@ -29,8 +29,8 @@ export class FakeControl {
     this.#routes = routes;
   }
 
-  async listen(): Promise<void> {
-    this.#server.listen(0, '127.0.0.1');
+  async listen(host = '127.0.0.1'): Promise<void> {
+    this.#server.listen(0, host);
     await once(this.#server, 'listening');
   }
 

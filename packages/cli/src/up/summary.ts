@@ -49,7 +49,7 @@ function whereText({ config, control, key, node }: Started): string {
   // A key in a log would be known to all who read logs.
   const shown = process.stdout.isTTY && key.fresh ? `${key.path}  (${key.key})` : key.path;
   return `Flotilla is up.\n\n${facts([
-    ['API', control.url],
+    ['API', control.listening],
     ['OpenAI base URL', `${config.public_url ?? control.url}/v1`],
     ['Admin key', shown],
     ['Data', config.data_dir],

@@ -473,5 +473,7 @@ function nobody({ model, operation }: JobRequest, refusals: Refusal[]): Flotilla
 
 function noCapacity(model: string, refusals: Refusal[]): string {
   const reasons = refusals.map((code) => REFUSAL_TEXT[code]).join('; ');
-  return `No node can serve ${model} now${reasons === '' ? '' : `: ${reasons}`}.`;
+  if (refusals.length < 2) return `No node can serve ${model} now${reasons === '' ? '' : `: ${reasons}`}.`;
+  // Which of them it is that a reason holds for is not a client's to know.
+  return `No node can serve ${model} now. Of those that have it, each is kept from it by one or more of these: ${reasons}.`;
 }
