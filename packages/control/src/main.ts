@@ -334,11 +334,11 @@ async function closeServer(app: FastifyInstance): Promise<void> {
   }
 }
 
-/** Of an address that stands for all of them, the loopback one. */
 function isWildcard(host: string): boolean {
   return host === '0.0.0.0' || host === '::';
 }
 
+/** Of an address that stands for all of them, the loopback one. */
 function localUrl(scheme: string, host: string, port: number): string {
   const reachable = host === '0.0.0.0' ? '127.0.0.1' : host === '::' ? '::1' : host;
   return `${scheme}://${reachable.includes(':') ? `[${reachable}]` : reachable}:${port}`;
