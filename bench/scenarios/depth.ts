@@ -57,8 +57,9 @@ export const depth: Scenario = {
       );
       const began_ms = performance.now();
       for (const queue of queues) if (queue.held) await queue.hold();
-      const found = await interleave(queues, WINDOWS, async ({ queued, held, turn }) => {
-        const measured = await window(turn, stage.held_ms / WINDOWS);
+      const found = await interleave(queues, WINDOWS, async (queue) => {
+        const measured = await window(queue, stage.held_ms / WINDOWS);
+        const { queued, held } = queue;
         return { depth: queued, held, after_s: (performance.now() - began_ms) / 1000, ...measured };
       });
       return reportOf([...found.values()].flat(), stage);
@@ -155,11 +156,11 @@ async function openQueue(server: string, queued: number, held: boolean): Promise
   };
 }
 
-async function window(turn: Queue['turn'], for_ms: number) {
+async function window(queue: Queue, for_ms: number) {
   const took = new Samples();
   const began_ms = performance.now();
   let claims = 0;
-  for (; performance.now() - began_ms < for_ms; claims++) took.add(await turn());
+  for (; performance.now() - began_ms < for_ms; claims++) took.add(await queue.turn());
   return {
     claims,
     jobs_per_second: (claims * CLAIMED * 1000) / (performance.now() - began_ms),

@@ -87,6 +87,7 @@ export function detachedAccountsSuite(subject: Subject): void {
       roster: createRoster(clock, timings(5000)),
       dispatcher,
       lease_ttl_ms,
+      predecessor_renews_ms: 0,
       memory: createBodyMemory(1_000_000),
       settings,
       limits,

@@ -1,5 +1,6 @@
 import { once } from 'node:events';
 import { type AddressInfo, connect, createServer } from 'node:net';
+import { makeId } from '@flotilla/protocol';
 import { describe, expect, onTestFinished, test, vi } from 'vitest';
 import type { Store } from '@flotilla/core';
 import { ensureAdminKey } from '../../packages/control/src/accounts/keys.ts';
@@ -9,6 +10,12 @@ import { openEngine, openStore } from '../../packages/control/src/store/open.ts'
 import { openPostgres } from '../../packages/control/src/store/postgres.ts';
 import { freshDatabase, quiet, testServer } from '../support/store.ts';
 import { aSettlement, enrolNodes } from './rows.ts';
+
+const [REP_A, REP_B, REP_C] = [1, 2, 3].map((n) => makeId('replica', n, systemRandom.bytes(10))) as [
+  string,
+  string,
+  string,
+];
 
 /** What only PostgreSQL can be asked: several replicas, and a server that goes away. */
 describe.skipIf(testServer === undefined)(
@@ -138,29 +145,33 @@ describe.skipIf(testServer === undefined)(
     test('a replica is known by its sessions, which are gone when it is', async () => {
       const options = await emptyDatabase();
       const [own, other] = [
-        await openStore({ ...options, replica: 'rep_a' }, quiet),
-        await openStore({ ...options, replica: 'rep_b' }, quiet),
+        await openStore({ ...options, replica: REP_A }, quiet),
+        await openStore({ ...options, replica: REP_B }, quiet),
       ];
-      expect(await other.openSessions()).toContain('rep_a');
+      expect(await other.openSessions()).toContain(REP_A);
       await own.close();
-      await vi.waitFor(async () => expect(await other.openSessions()).not.toContain('rep_a'));
+      await vi.waitFor(async () => expect(await other.openSessions()).not.toContain(REP_A));
       // As every session of a control plane of before they had names.
       const unnamed = await openStore(options, quiet);
       expect(await other.openSessions()).toBeNull();
       await unnamed.close();
-      await vi.waitFor(async () => expect(await other.openSessions()).toEqual(new Set(['rep_b'])));
+      await vi.waitFor(async () => expect(await other.openSessions()).toEqual(new Set([REP_B])));
       // As those of a control plane whose own address names them.
-      const address = new URL(options.database_url);
-      address.searchParams.set('application_name', 'fleet');
-      const renamed = await openStore({ database_url: address.href, replica: 'rep_c' }, quiet);
-      expect(await other.openSessions()).toBeNull();
-      await Promise.all([other.close(), renamed.close()]);
+      for (const name of ['fleet', 'flotilla prod']) {
+        const address = new URL(options.database_url);
+        address.searchParams.set('application_name', name);
+        const renamed = await openStore({ database_url: address.href, replica: REP_C }, quiet);
+        expect(await other.openSessions()).toBeNull();
+        await renamed.close();
+        await vi.waitFor(async () => expect(await other.openSessions()).toEqual(new Set([REP_B])));
+      }
+      await other.close();
     });
 
     test('where the address names sessions otherwise, nobody is taken for gone', async () => {
       const address = new URL((await emptyDatabase()).database_url);
       address.searchParams.set('application_name', 'fleet');
-      const store = await openStore({ database_url: address.href, replica: 'rep_a' }, quiet);
+      const store = await openStore({ database_url: address.href, replica: REP_A }, quiet);
       expect(await store.openSessions()).toBeNull();
       await store.close();
     });
@@ -170,7 +181,7 @@ describe.skipIf(testServer === undefined)(
       const server = new URL(database_url);
       const pooler = await startPooler(Number(server.port));
       server.port = String(pooler.port);
-      const store = await openStore({ database_url: server.href, replica: 'rep_a' }, quiet);
+      const store = await openStore({ database_url: server.href, replica: REP_A }, quiet);
       expect(await store.openSessions()).toBeNull();
       await store.close();
       pooler.close();

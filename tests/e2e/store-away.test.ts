@@ -155,7 +155,7 @@ describe.skipIf(testServer === undefined)(
       const { plane } = world;
       const body = { model: 'slow', request: { messages: [{ role: 'user', content: 'Hello' }] } };
       const { id } = await plane.send<{ id: string }>('POST', '/api/v1/jobs', body);
-      const response = await taken();
+      const running = await taken();
       const listen = async () => {
         const reply = await fetch(`${plane.url}/api/v1/jobs/${id}/events`, {
           headers: { authorization: `Bearer ${plane.admin_key}` },
@@ -171,10 +171,39 @@ describe.skipIf(testServer === undefined)(
       world.store_link!.cut();
       const told_of = await listening;
       expect(told_of).toMatch(/event: error\ndata: \{"error":\{.*"code":"unavailable".*\n\n$/);
-      response.setHeader('content-type', 'application/json');
-      response.end(chatAnswer('well'));
+      // Its lease is over by now: another control plane could have begun with it anew. This one does.
+      await until('its node has given it up', () => running.closed);
       world.store_link!.restore();
-      expect(await watching).toMatchObject({ state: 'succeeded' });
+      const again = await taken();
+      again.setHeader('content-type', 'application/json');
+      again.end(chatAnswer('well'));
+      expect(await watching).toMatchObject({
+        state: 'succeeded',
+        attempts: [{ attempt: 1 }, { attempt: 2 }],
+      });
+    });
+
+    it('for longer than a lease: detached work ends, which another control plane may have begun by then; attached work goes on', async () => {
+      const { plane } = world;
+      const attached = await stream();
+      const body = { model: 'slow', request: { messages: [{ role: 'user', content: 'Hello' }] } };
+      const { id } = await plane.send<{ id: string }>('POST', '/api/v1/jobs', body);
+      const running = await taken();
+      world.store_link!.cut();
+      await until('its node has given it up', () => running.closed);
+      attached.say('meanwhile');
+      await until('the stream runs on', () => attached.state.text.includes('meanwhile'));
+      world.store_link!.restore();
+      const again = await taken();
+      again.setHeader('content-type', 'application/json');
+      again.end(chatAnswer('well'));
+      await until(
+        'it has ended',
+        async () => (await plane.get<JobView>(`/api/v1/jobs/${id}`)).state === 'succeeded',
+      );
+      attached.finish();
+      await attached.over;
+      expect(attached.state.text.endsWith(DONE)).toBe(true);
     });
 
     it('for long: after 15 s an answer that cannot be recorded ends as unavailable, and never as a success', async () => {

@@ -147,6 +147,7 @@ export class SimReplica {
       {
         config,
         log,
+        membership,
         random,
         clock,
         background: clock,

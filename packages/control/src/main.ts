@@ -146,7 +146,7 @@ async function start(base: Base, undo: Undo): Promise<RunningControl> {
   storeFailed = () => records.settlements.suspect();
 
   const serving = await assembleServing(
-    { ...base, store, replica, shared, metrics, traces, keys, records, sealer },
+    { ...base, store, replica, shared, membership, metrics, traces, keys, records, sealer },
     undo,
   );
   died = (other) => serving.died(other);

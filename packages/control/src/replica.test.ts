@@ -121,12 +121,15 @@ describe('a replica', () => {
     expect(ended).toEqual(['dead']);
   });
 
-  test('clears away at once another that has no session at the store, and watches one that has', async () => {
+  test('watches another that has no session at the store for one bump, and one that has for two', async () => {
     const killed = setup('postgres', new Set(['a', 'elsewhere']));
     killed.rows.set('dead', 7);
-    await killed.join('a');
+    const succeeding = killed.join('a');
+    await vi.waitFor(() => expect(killed.clock.started).toContain(1200));
+    expect(killed.ended).toEqual([]);
+    killed.clock.advance(1200);
+    await succeeding;
     expect(killed.ended).toEqual(['dead']);
-    expect(killed.clock.started).not.toContain(2500);
 
     const hangs = setup('postgres', new Set(['a', 'hangs']));
     hangs.rows.set('hangs', 7).set('dead', 7);
@@ -136,6 +139,44 @@ describe('a replica', () => {
     hangs.clock.advance(2500);
     await joining;
     expect(hangs.ended).toEqual(['hangs', 'dead']);
+  });
+
+  test('is refused beside another that had no session for a moment only, and lives', async () => {
+    const { rows, ended, clock, join } = setup('postgres', new Set(['a']));
+    rows.set('other', 7);
+    const refused = join('a').catch((error: unknown) => String(error));
+    await vi.waitFor(() => expect(clock.started).toContain(1200));
+    rows.set('other', 8);
+    clock.advance(1200);
+    expect(await refused).toMatch(/other.*set the same NATS_URL/s);
+    expect(ended).not.toContain('other');
+  });
+
+  test('watches on where another that had no session has one again', async () => {
+    const { rows, ended, clock, join, store } = setup('postgres', new Set(['a']));
+    rows.set('other', 7);
+    const refused = join('a').catch((error: unknown) => String(error));
+    await vi.waitFor(() => expect(clock.started).toContain(1200));
+    store.openSessions = () => Promise.resolve(new Set(['a', 'other']));
+    clock.advance(1200);
+    await vi.waitFor(() => expect(clock.started).toContain(1300));
+    rows.set('other', 8);
+    clock.advance(1300);
+    expect(await refused).toMatch(/other.*set the same NATS_URL/s);
+    expect(ended).not.toContain('other');
+  });
+
+  test('says how old its last bump is, but on a store that nobody else can open', async () => {
+    for (const [engine, age_ms] of [
+      ['postgres', 700],
+      ['embedded', 0],
+    ] as const) {
+      const { clock, join } = setup(engine);
+      const replica = await join('a');
+      clock.advance(700);
+      expect(replica.bumpAge_ms()).toBe(age_ms);
+      await replica.leave();
+    }
   });
 
   test('of two that start together at most one stays', async () => {

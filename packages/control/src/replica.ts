@@ -22,7 +22,7 @@ export interface Replica {
   lives(replica: string): Promise<boolean>;
   /** Those that have a row besides this one, as last seen. */
   others(): Iterable<string>;
-  /** How old the last bump that the store took is. */
+  /** How old the last bump that the store took is; 0 on the embedded store, which nobody else can open meanwhile. */
   bumpAge_ms(): number;
   leave(): Promise<void>;
 }
@@ -54,6 +54,8 @@ export const DEAD_BEATS = 4;
 const BUMP_MS = 1000;
 /** Longer than two bumps: one may come late. */
 const WATCH_MS = 2500;
+/** And longer than one, where nothing else is heard of it either. */
+const WATCH_KILLED_MS = 1200;
 /** A look counts as so long at the most: between two of them the store may have been away. */
 const LOOK_MOST_MS = 1500;
 
@@ -75,7 +77,8 @@ export async function joinReplicas(deps: ReplicaDeps): Promise<Replica> {
     await leave();
     throw error;
   }
-  return { lives, others: () => seen.keys(), bumpAge_ms: () => clock.now_ms() - bumped_ms, leave };
+  const bumpAge_ms = () => (store.engine === 'embedded' ? 0 : clock.now_ms() - bumped_ms);
+  return { lives, others: () => seen.keys(), bumpAge_ms, leave };
 
   function keepBumping(): Repeating {
     let failing = false;
@@ -157,18 +160,23 @@ async function watchOthers({ store, clock, id, bus }: ReplicaDeps): Promise<stri
   if (strangers.length === 0) return [];
   // The data directory's lock lets no second process live on an embedded store.
   if (store.engine === 'embedded') return [...before.keys()];
-  // One that was killed has no session any more: its successor need not watch it stand still. One that has lost its
-  // connections for this moment only finds its row gone, and stops.
-  const connected = await store.openSessions();
-  if (connected !== null && strangers.every(({ id: other }) => !connected.has(other)))
-    return strangers.map((row) => row.id);
-  await new Promise<void>((over) => void clock.after(WATCH_MS, over));
+  // One that was killed has no session any more, and need not be watched for long. But for one bump: one that lives may have
+  // lost its connections for this moment only.
+  const pause = (delay_ms: number) => new Promise<void>((over) => void clock.after(delay_ms, over));
+  const none = await haveNoSession(store, strangers);
+  await pause(none ? WATCH_KILLED_MS : WATCH_MS);
+  if (none && !(await haveNoSession(store, strangers))) await pause(WATCH_MS - WATCH_KILLED_MS);
   const after = await othersOf(store, id);
   const still = strangers.filter((row) => after.has(row.id));
   for (const row of still) {
     if (row.bumps !== after.get(row.id)!.bumps) throw new Error(secondReplica(row, bus));
   }
   return still.map((row) => row.id);
+}
+
+async function haveNoSession(store: ReplicaStore, rows: readonly ReplicaRow[]): Promise<boolean> {
+  const connected = await store.openSessions();
+  return connected !== null && rows.every(({ id }) => !connected.has(id));
 }
 
 async function othersOf(store: ReplicaStore, id: string): Promise<Map<string, ReplicaRow>> {

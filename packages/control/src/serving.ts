@@ -26,7 +26,7 @@ import { createRoster, type Roster } from './fleet/roster.ts';
 import { createGateway } from './gateway/gateway.ts';
 import { startPeers } from './peers/peers.ts';
 import type { Records } from './records.ts';
-import { DEAD_BEATS } from './replica.ts';
+import { DEAD_BEATS, type Replica } from './replica.ts';
 import type { Sealer } from './secrets/sealer.ts';
 import type { Metrics } from './telemetry/metrics.ts';
 import type { Traces } from './telemetry/traces.ts';
@@ -45,6 +45,7 @@ export interface ServingDeps {
   replica: string;
   /** Null: there are no others. */
   shared: Shared | null;
+  membership: Pick<Replica, 'bumpAge_ms'>;
   metrics: Metrics;
   traces: Traces;
   keys: Keys;
@@ -56,8 +57,8 @@ export interface ServingDeps {
 
 /** Roster, scheduler, links and gateway, with the first snapshot of keys and nodes loaded. */
 export async function assembleServing(deps: ServingDeps, undo: (() => Promise<unknown>)[]) {
-  const { config, log, random, clock, background, store, replica, shared, metrics, traces, keys, records } =
-    deps;
+  const { config, log, random, clock, background, store, replica, shared, membership } = deps;
+  const { metrics, traces, keys, records } = deps;
   const hints = shared?.hints ?? null;
   // Of several replicas the same, for a loop may lead back through another one.
   const pseudonym = pseudonymOf(shared === null ? replica : await store.installation());
@@ -109,6 +110,7 @@ export async function assembleServing(deps: ServingDeps, undo: (() => Promise<un
     store,
     replica,
     shared,
+    bumpAge_ms: () => membership.bumpAge_ms(),
     timings: timing,
     roster,
     dispatcher,
@@ -158,7 +160,7 @@ export async function assembleServing(deps: ServingDeps, undo: (() => Promise<un
           replica,
           hints: shared.hints,
           keyOf: (id) => keys.find(id),
-          bumpAge_ms: () => shared.bumpAge_ms(),
+          bumpAge_ms: () => membership.bumpAge_ms(),
           dead_ms: DEAD_BEATS * config.heartbeat_ms,
         });
   undo.push(async () => {
@@ -189,6 +191,9 @@ export async function assembleServing(deps: ServingDeps, undo: (() => Promise<un
     roster,
     dispatcher,
     lease_ttl_ms: timing.lease_ttl_ms,
+    // Over the bus, who takes another for dead has looked on for longer. Alone on a database it has not: the one before
+    // may have been cut off from it, and goes on renewing until its last bump is H old.
+    predecessor_renews_ms: shared === null && store.engine === 'postgres' ? config.heartbeat_ms : 0,
     memory,
     settings: config,
     metrics,

@@ -10,7 +10,6 @@ export interface Shared {
   questions: Questions;
   lives(replica: string): Promise<boolean>;
   others(): Iterable<string>;
-  bumpAge_ms(): number;
 }
 
 export function sharedOver(bus: Bus, membership: Replica, clock: Clock, log: Log): Shared {
@@ -20,6 +19,5 @@ export function sharedOver(bus: Bus, membership: Replica, clock: Clock, log: Log
     questions: createQuestions(bus, clock, log),
     lives: (other) => membership.lives(other),
     others: () => membership.others(),
-    bumpAge_ms: () => membership.bumpAge_ms(),
   };
 }

@@ -78,6 +78,8 @@ export interface DetachedDeps {
   roster: Roster;
   dispatcher: Dispatcher;
   lease_ttl_ms: number;
+  /** See ReturnsDeps. */
+  predecessor_renews_ms: number;
   /** Null: this replica is the only one. */
   shared: { hints: Hints; lives(replica: string): Promise<boolean> } | null;
   /** What other replicas write of their nodes; null: there are none. */
@@ -173,6 +175,7 @@ export function startDetached(deps: DetachedDeps): Detached {
     roster,
     held,
     lease_ttl_ms: deps.lease_ttl_ms,
+    predecessor_renews_ms: deps.predecessor_renews_ms,
     lives: (other) => deps.shared?.lives(other) ?? Promise.resolve(other === replica),
     look: () => deps.mirror?.look() ?? Promise.resolve(true),
     heldBack: () => held_back,

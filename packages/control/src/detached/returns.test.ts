@@ -26,9 +26,11 @@ const record: NodeRecord = {
 /** A node that nobody has seen for longer than a lease, as far as is known here, and that holds a job in the store. */
 async function takenFrom({
   records = [record],
+  after_ms = 60_000,
   look,
 }: {
   records?: NodeRecord[];
+  after_ms?: number;
   look: (roster: ReturnType<typeof createRoster>) => boolean;
 }): Promise<string[]> {
   const clock = new ManualClock();
@@ -61,11 +63,12 @@ async function takenFrom({
       lose: ({ id }) => (taken.push(id), Promise.resolve()),
     },
     lease_ttl_ms: 15_000,
+    predecessor_renews_ms: 5000,
     lives: () => Promise.resolve(true),
     look: () => Promise.resolve(look(roster)),
     heldBack: () => false,
   });
-  clock.advance(60_000);
+  clock.advance(after_ms);
   await returns.sweep();
   return taken;
 }
@@ -89,4 +92,9 @@ test('nothing is taken from a node that came to another replica since this one l
 
 test('nothing is taken from a node, and the look is tried again, while the store does not say where it is', async () => {
   await expect(takenFrom({ look: () => false })).rejects.toThrow('did not say');
+});
+
+test('nor before a lease is over that one which was here before could have renewed when this one had begun', async () => {
+  expect(await takenFrom({ after_ms: 19_999, look: () => true })).toEqual([]);
+  expect(await takenFrom({ after_ms: 20_000, look: () => true })).toEqual(['job_a']);
 });

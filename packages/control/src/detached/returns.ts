@@ -22,6 +22,8 @@ export interface ReturnsDeps {
   roster: Roster;
   held: Pick<HeldJobs, 'jobs' | 'keep' | 'lose'>;
   lease_ttl_ms: number;
+  /** How long after this one's start a process whose place it took may have renewed leases. */
+  predecessor_renews_ms: number;
   /** Whether that replica is there, as far as is known. */
   lives(replica: string): Promise<boolean>;
   /** Reads what other replicas have written of their nodes by now. @returns false where the store does not say */
@@ -181,7 +183,8 @@ export function createReturns(deps: ReturnsDeps): Returns {
     if (all) return true;
     if (node?.state === 'suspect' || node?.state === 'pending') return false;
     if (node?.state === 'offline' && deps.heldBack()) return false;
-    return clock.now_ms() >= Math.max(node?.former_until_ms ?? 0, started_ms + deps.lease_ttl_ms);
+    const predecessor_until_ms = started_ms + deps.predecessor_renews_ms + deps.lease_ttl_ms;
+    return clock.now_ms() >= Math.max(node?.former_until_ms ?? 0, predecessor_until_ms);
   }
 
   /** Those of providers are asked by the replica that has them. */

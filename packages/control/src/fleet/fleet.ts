@@ -105,10 +105,11 @@ export interface FleetDeps {
   /** Null: there are no others. */
   shared: {
     lives(replica: string): Promise<boolean>;
-    bumpAge_ms(): number;
     hints: Pick<Hints, 'tell'>;
     questions: Pick<Questions, 'ask' | 'on'>;
   } | null;
+  /** How old the last bump of this replica's row is: another may take its place by it (replica.ts). */
+  bumpAge_ms(): number;
   timings: Timings;
   roster: Roster;
   dispatcher: Dispatcher;
@@ -168,8 +169,7 @@ export function createFleet(deps: FleetDeps): Fleet {
     log,
     replica,
     shared: deps.shared !== null,
-    renews: () =>
-      deps.shared !== null && deps.shared.bumpAge_ms() > timings.heartbeat_ms ? 'attached' : 'all',
+    renews: () => (deps.bumpAge_ms() > timings.heartbeat_ms ? 'attached' : 'all'),
     timings,
     roster,
     dispatcher,

@@ -1,4 +1,5 @@
 import type { Log } from '@flotilla/core';
+import { isId } from '@flotilla/protocol';
 import pg from 'pg';
 import { asStoreError } from './failure.ts';
 import {
@@ -144,8 +145,11 @@ class Postgres implements Engine {
       const own = rows.find((row) => row.own);
       const { processID } = client as unknown as { processID: number };
       if (own?.pid !== processID || own.application_name !== this.#session) return null;
-      if (!rows.every((row) => row.application_name.startsWith(SESSION_PREFIX))) return null;
-      return new Set(rows.map((row) => row.application_name.slice(SESSION_PREFIX.length)));
+      const names = rows.map((row) => row.application_name);
+      const ids = names.map((name) =>
+        name.startsWith(SESSION_PREFIX) ? name.slice(SESSION_PREFIX.length) : '',
+      );
+      return ids.every((id) => isId('replica', id)) ? new Set(ids) : null;
     } finally {
       client.release(broken);
     }
