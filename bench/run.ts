@@ -45,7 +45,7 @@ if (values.help) {
 const quick = values.quick;
 const number = (name: 'rounds' | 'seconds' | 'load-minutes' | 'held-minutes', otherwise: number): number => {
   const value = Number(values[name] ?? otherwise);
-  return value > 0 ? value : refuse(`--${name} takes a number above 0.`);
+  return value > 0 && value < Infinity ? value : refuse(`--${name} takes a number above 0.`);
 };
 const stage = {
   quick,

@@ -54,6 +54,25 @@ export function detachedSuite(subject: Subject): void {
         { accepted: bootstrap[0].id },
         { existing: bootstrap[0].id },
       ]);
+      // And without adding anything, in any order, several of one key among them.
+      const asked = [
+        { key: 'key_b', idempotency },
+        { key: 'key_c', idempotency },
+        { key: 'key_a', idempotency: { ...idempotency, body_hash: 'h2' } },
+        { key: 'key_a', idempotency },
+        { key: null, idempotency },
+        { key: 'key_a', idempotency: { ...idempotency, key: newId('request') } },
+        { key: 'key_a', idempotency },
+      ];
+      expect(await subject.store.findReplayed(asked)).toEqual([
+        { existing: stranger.id },
+        null,
+        { conflict: first.id },
+        { existing: first.id },
+        { existing: bootstrap[0].id },
+        null,
+        { existing: first.id },
+      ]);
     });
 
     test('one idempotency key, raced by twenty callers, makes exactly one job', async () => {

@@ -399,6 +399,30 @@ describe('a detached job', () => {
     expect(data.map(({ state }) => state)).toEqual(['queued', 'queued', 'queued']);
     expect((await limitsOf(key)).concurrency).toEqual({ limit: 1, in_use: 0 });
   });
+
+  it('that was accepted is told again to who sends it again, however little is left, and counts once', async () => {
+    const { key } = await makeKey({ scopes: ['jobs'], requests_per_minute: 2 });
+    const jobs = ['one', 'two', 'three'].map((name) => ({ ...line(name), idempotency_key: name }));
+    type Verdict = { id?: string; existing?: boolean; error?: { code: string } };
+    const send = async (lines: object[]) =>
+      (await world.plane.send<{ data: Verdict[] }>('POST', '/api/v1/jobs/batch', { jobs: lines }, key)).data;
+    const first = await send([...jobs, jobs[0]!]);
+    expect(first).toMatchObject([
+      { existing: false },
+      { existing: false },
+      { error: { code: 'rate_limited' } },
+      // The same again, while the first of it is on its way into the store.
+      { id: first[0]!.id, existing: true },
+    ]);
+    expect(await send(jobs)).toMatchObject([
+      { id: first[0]!.id, existing: true },
+      { id: first[1]!.id, existing: true },
+      { error: { code: 'rate_limited' } },
+    ]);
+    expect(await send([{ ...line('another'), idempotency_key: 'one' }])).toMatchObject([
+      { error: { code: 'conflict' } },
+    ]);
+  });
 });
 
 describe('a detached job that gives no result', () => {

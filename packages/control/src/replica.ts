@@ -51,7 +51,7 @@ export interface ReplicaDeps {
 
 /** Of the interval of beats: a row that has stood still for so long is dead. */
 export const DEAD_BEATS = 4;
-const BUMP_MS = 1000;
+const BUMP_MOST_MS = 1000;
 /** Longer than two bumps: one may come late. */
 const WATCH_MS = 2500;
 /** And longer than one, where nothing else is heard of it either. */
@@ -84,7 +84,8 @@ export async function joinReplicas(deps: ReplicaDeps): Promise<Replica> {
     let failing = false;
     return repeat(
       clock,
-      () => BUMP_MS,
+      // Detached work is renewed until the last bump is H old: one of them may come late.
+      () => Math.min(BUMP_MOST_MS, deps.heartbeat_ms / 2),
       async () => {
         const began_ms = clock.now_ms();
         try {

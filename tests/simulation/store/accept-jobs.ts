@@ -1,4 +1,4 @@
-import type { Acceptance, DetachedJob } from '@flotilla/core';
+import type { Acceptance, DetachedJob, IdempotentJob } from '@flotilla/core';
 import { bytewise, type JobRow, type Tables } from './tables.ts';
 
 export function acceptJobs(tables: Tables, batch: DetachedJob[]): Acceptance[] {
@@ -15,6 +15,14 @@ export function acceptJobs(tables: Tables, batch: DetachedJob[]): Acceptance[] {
     if (added.has(job.id) || tables.jobs.get(job.id) !== undefined) return { accepted: job.id };
     const found = sameKey(tables, job)!;
     return found.body_hash === job.idempotency?.body_hash ? { existing: found.id } : { conflict: found.id };
+  });
+}
+
+export function findReplayed(tables: Tables, batch: IdempotentJob[]): (Acceptance | null)[] {
+  return batch.map(({ key, idempotency }) => {
+    const found = tables.jobs.idempotent(idempotency.key, key);
+    if (found === undefined) return null;
+    return found.body_hash === idempotency.body_hash ? { existing: found.id } : { conflict: found.id };
   });
 }
 

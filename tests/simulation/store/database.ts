@@ -1,6 +1,6 @@
 import type { AttemptRecord, Store, UsageRecord } from '@flotilla/core';
 import { readDescriptor } from '@flotilla/protocol';
-import { acceptJobs } from './accept-jobs.ts';
+import { acceptJobs, findReplayed } from './accept-jobs.ts';
 import * as accounts from './accounts.ts';
 import * as attached from './attached.ts';
 import * as bodies from './bodies.ts';
@@ -104,6 +104,7 @@ const OPERATIONS = {
   sweep,
 
   acceptJobs,
+  findReplayed,
   claimJobs,
   startJobs,
   requeueJobs,

@@ -11,6 +11,7 @@ import {
   type UsageRecord,
   orderKey,
   refund,
+  type IdempotentJob,
 } from '@flotilla/core';
 import { FlotillaError, type Operation, makeId } from '@flotilla/protocol';
 import type { Admission } from '../accounts/admission.ts';
@@ -43,6 +44,8 @@ import { createWatchers, type Watchers } from './watchers.ts';
 export interface Detached {
   /** A promise that resolves is the 202's. */
   accept(submission: Submission, admission: Admission): Promise<Acceptance>;
+  /** What came before with the submission's idempotency key; null: nothing did, or it has none. */
+  replayed(submission: Submission): Promise<Acceptance | null>;
   cancel(id: string, message: string): Promise<Cancellation>;
   readonly watchers: Watchers;
   /** Rows that wait to be written. */
@@ -131,6 +134,13 @@ export function startDetached(deps: DetachedDeps): Detached {
     max_rows: ACCEPTED_MOST,
     weigh: { bytesOf: ({ request }) => request.length, max_bytes: ACCEPTED_BYTES_MOST },
     // The jobs of a batch come in one go: the first would go alone, and all others would wait for its commit.
+    gather: () => Promise.resolve(),
+  });
+  const replays = new Batcher<IdempotentJob, Acceptance | null>({
+    flush: (rows) => store.findReplayed(rows),
+    ping: () => store.ping(),
+    clock,
+    max_rows: ACCEPTED_MOST,
     gather: () => Promise.resolve(),
   });
   const reservations = createReservations({
@@ -253,6 +263,12 @@ export function startDetached(deps: DetachedDeps): Detached {
   };
   return {
     accept,
+    async replayed({ principal, idempotency }) {
+      if (idempotency === null) return null;
+      // What came just before, in the same batch perhaps, may be on its way into the store.
+      await acceptances.written();
+      return replays.add({ key: principal.key.id, idempotency }, clock.now_ms() + ACCEPT_WITHIN_MS);
+    },
     cancel,
     watchers,
     waiting: () => transitions.waiting + acceptances.waiting + reservations.waiting,
@@ -262,7 +278,7 @@ export function startDetached(deps: DetachedDeps): Detached {
       await upkeep.close();
       await claims.close();
       held.leaveProviders();
-      await Promise.all([acceptances.close(latest_ms), transitions.close(latest_ms)]);
+      await Promise.all([acceptances, replays, transitions].map((rows) => rows.close(latest_ms)));
       await reservations.close(latest_ms);
     },
   };

@@ -192,9 +192,10 @@ export function createConnections(deps: ConnectionDeps): Connections {
 
   function onBeat(node: FleetNode, link: Link, beat: NodeMessageOf<'node.heartbeat'>): void {
     deps.beat();
-    const renews = deps.renews();
-    // An older daemon would take it for a renewal of everything: better it dials another replica.
-    if (renews === 'attached' && !node.features.includes(NODE_FEATURES.detachedLease)) {
+    const knows = node.features.includes(NODE_FEATURES.detachedLease);
+    // An older daemon would take it for a renewal of everything: better it dials another replica, where there are any.
+    const renews = knows || deps.shared ? deps.renews() : 'all';
+    if (renews === 'attached' && !knows) {
       link.close(CLOSE.tryLater, { code: 'unavailable', message: 'This replica cannot reach its store.' });
       return;
     }

@@ -8,6 +8,7 @@ import {
   type JobView,
 } from '@flotilla/protocol';
 import type { FastifyReply } from 'fastify';
+import type { Admission } from '../accounts/admission.ts';
 import type { Limits } from '../accounts/limits.ts';
 import type { Principal } from '../accounts/principal.ts';
 import type { Detached, Submission } from '../detached/detached.ts';
@@ -90,9 +91,17 @@ export function detachedRoutes(deps: DetachedRouteDeps): Pick<Handlers, Detached
   };
 
   async function accept(submission: Submission): Promise<JobAccepted> {
-    const admitted = deps.limits.admit(submission.principal.key, submission.size);
-    // Without a turn of the loop between: the jobs of a batch would stand in each other's way.
-    const admission = admitted instanceof Promise ? await admitted : admitted;
+    let admission: Admission;
+    try {
+      const admitted = deps.limits.admit(submission.principal.key, submission.size);
+      // Without a turn of the loop between: the jobs of a batch would stand in each other's way.
+      admission = admitted instanceof Promise ? await admitted : admitted;
+    } catch (error) {
+      // What was accepted has been paid for: who lost the answer, and sends it again, is told whatever is left.
+      const before = await detached.replayed(submission);
+      if (before === null) throw error;
+      return replayed(before, submission.principal);
+    }
     // Nothing is held open for it: how many run at once is for slots and fair share to say.
     admission.release();
     const acceptance = await detached.accept(submission, admission).catch((error: unknown) => {

@@ -3,7 +3,7 @@ import { listAudit, runAct } from './audit.ts';
 import { dumpStore } from './backup/dump.ts';
 import { movedNodes } from './moved-nodes.ts';
 import { configVersion, installation } from './config-version.ts';
-import { acceptJobs } from './detached/accept-jobs.ts';
+import { acceptJobs, findReplayed } from './detached/accept-jobs.ts';
 import { deleteBodies, eraseBodies, loadBodies, loadResult, measureResult } from './detached/bodies.ts';
 import { claimJobs } from './detached/claim-jobs.ts';
 import { cancelJob, expireJobs } from './detached/end-jobs.ts';
@@ -117,6 +117,7 @@ export function storeOn(sql: Engine, log: Log): Store {
     sweep: (limits, now) => sweep(sql, limits, now),
 
     acceptJobs: (batch) => acceptJobs(sql, batch),
+    findReplayed: (batch) => findReplayed(sql, batch),
     claimJobs: (request) => claimJobs(sql, request),
     startJobs: (batch) => startJobs(sql, batch),
     requeueJobs: (batch) => requeueJobs(sql, batch),

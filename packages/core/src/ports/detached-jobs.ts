@@ -16,6 +16,8 @@ import type { JobRecord, UsageRecord } from './store.ts';
 export interface DetachedJobs {
   /** A promise that resolves is the 202's: the job is committed. */
   acceptJobs(batch: DetachedJob[]): Promise<Acceptance[]>;
+  /** What came with these idempotency keys before; null: nothing did. */
+  findReplayed(batch: IdempotentJob[]): Promise<(Acceptance | null)[]>;
   /** Leases ready jobs to nodes, the smallest order keys first; committed before an offer may leave. */
   claimJobs(request: ClaimRequest): Promise<ClaimedJob[]>;
   startJobs(batch: JobFence[]): Promise<ResultOutcome[]>;
@@ -91,6 +93,11 @@ export interface DetachedJob {
   /** Of its key's budget while it is open. */
   reserved_tokens: number;
   created_at: number;
+}
+/** A submission, as far as it says whether it came before. */
+export interface IdempotentJob {
+  key: string | null;
+  idempotency: NonNullable<DetachedJob['idempotency']>;
 }
 /** `existing`: the same idempotency key came with the same body before; `conflict`: with another one. */
 export type Acceptance = { accepted: string } | { existing: string } | { conflict: string };

@@ -1,4 +1,4 @@
-import type { Acceptance, DetachedJob } from '@flotilla/core';
+import type { Acceptance, DetachedJob, IdempotentJob } from '@flotilla/core';
 import { type Columns, columnsOf, unnested } from '../columns.ts';
 import { encode } from '../json.ts';
 import { NOW_MS, prepared, type Sql } from '../sql.ts';
@@ -94,6 +94,19 @@ async function lookFor(sql: Sql, jobs: DetachedJob[]): Promise<Map<string, Accep
     .map(({ id, key, idempotency_key, body_hash }) => ({ id, key, idempotency_key, body_hash }));
   const rows = await sql.query<{ id: string; found: string; same: boolean }>(look, [encode(input)]);
   return new Map(rows.map((row) => [row.id, verdict(row)]));
+}
+
+/** Jobs that are not to be added are known by their place here, which is no job's id. */
+export async function findReplayed(sql: Sql, batch: IdempotentJob[]): Promise<(Acceptance | null)[]> {
+  const input = batch.map(({ key, idempotency }, place) => ({
+    id: String(place),
+    key,
+    idempotency_key: idempotency.key,
+    body_hash: idempotency.body_hash,
+  }));
+  const rows = await sql.query<{ id: string; found: string; same: boolean }>(look, [encode(input)]);
+  const found = new Map(rows.map((row) => [row.id, verdict(row)]));
+  return batch.map((_, place) => found.get(String(place)) ?? null);
 }
 
 function verdict({ id, found, same }: { id: string; found: string; same: boolean }): Acceptance {
