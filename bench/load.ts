@@ -1,6 +1,7 @@
 import { connect, type Socket } from 'node:net';
 import { setTimeout as pause } from 'node:timers/promises';
 import { Samples, type Spread, spreadOf } from './histogram.ts';
+import { interrupt } from './interrupt.ts';
 
 /**
  * The load generator: connections over which requests go one after the other, each as soon as the answer before it is
@@ -80,7 +81,7 @@ export async function generate(load: Load): Promise<Measured> {
 
   async function drive(first: Socket | null): Promise<void> {
     let socket = first;
-    while (performance.now() < until_ms && begun++ < most) {
+    while (performance.now() < until_ms && begun++ < most && !interrupt.signal.aborted) {
       try {
         socket ??= await dial(load.url);
         const sent_ms = performance.now();

@@ -1,4 +1,5 @@
 import { median, quantile } from './histogram.ts';
+import { interrupt } from './interrupt.ts';
 
 /**
  * Targets are measured interleaved: in each round each of them once, in an order of its own. A machine that is slow for a
@@ -11,7 +12,10 @@ export async function interleave<T, R>(
 ): Promise<Map<T, R[]>> {
   const results = new Map<T, R[]>(targets.map((target) => [target, []]));
   for (let round = 0; round < rounds; round++) {
-    for (const target of rotated(targets, round)) results.get(target)!.push(await measure(target, round));
+    for (const target of rotated(targets, round)) {
+      interrupt.signal.throwIfAborted();
+      results.get(target)!.push(await measure(target, round));
+    }
   }
   return results;
 }

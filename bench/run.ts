@@ -1,6 +1,7 @@
 import { parseArgs } from 'node:util';
 import { BUSY, hardware, memoryLatency, othersAtWork } from './hardware.ts';
 import { installPeers } from './peers.ts';
+import { interrupt, interruptOnSignals } from './interrupt.ts';
 import { keep, pageOf } from './report.ts';
 import type { Scenario } from './scenario.ts';
 import { accept } from './scenarios/accept.ts';
@@ -55,7 +56,7 @@ const stage = {
   held_ms: number('held-minutes', quick ? 0.1 : 10) * 60_000,
   say,
 };
-for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, () => process.exit(130));
+interruptOnSignals();
 installPeers(say);
 const chosen = SCENARIOS.filter(({ name }) => positionals.length === 0 || positionals.includes(name));
 const backend = await startServer('backend.ts');
@@ -76,11 +77,15 @@ try {
         profile_dir: values.profile,
       },
     });
+    interrupt.signal.throwIfAborted();
     const busy_share = Math.max(before, await othersAtWork());
     const memory_ns: [number, number] = [memory_before_ns, memoryLatency()];
     const ran = { busy_share, memory_ns, command: commandOf(scenario) };
     process.stdout.write(`${quick ? pageOf(report, ran) : await keep(report, ran)}\n`);
   }
+} catch (error) {
+  if (!interrupt.signal.aborted) throw error;
+  process.exitCode = 130;
 } finally {
   await backend.stop();
 }

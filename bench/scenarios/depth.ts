@@ -4,6 +4,7 @@ import { freshDatabase, quiet } from '../../tests/support/store.ts';
 import { aDetachedJob, aFinish } from '../../tests/conformance/detached-rows.ts';
 import { median, Samples, type Spread, spreadOf } from '../histogram.ts';
 import { figure } from '../figure.ts';
+import { interrupt } from '../interrupt.ts';
 import { goalOf, type Report, SPREAD_COLUMNS, spreadCells, type Table } from '../report.ts';
 import { interleave, ratio } from '../rounds.ts';
 import type { Scenario, Stage } from '../scenario.ts';
@@ -160,7 +161,8 @@ async function window(queue: Queue, for_ms: number) {
   const took = new Samples();
   const began_ms = performance.now();
   let claims = 0;
-  for (; performance.now() - began_ms < for_ms; claims++) took.add(await queue.turn());
+  for (; performance.now() - began_ms < for_ms && !interrupt.signal.aborted; claims++)
+    took.add(await queue.turn());
   return {
     claims,
     jobs_per_second: (claims * CLAIMED * 1000) / (performance.now() - began_ms),

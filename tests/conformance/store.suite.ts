@@ -4,6 +4,7 @@ import { openEngine } from '../../packages/control/src/store/open.ts';
 import type { Engine } from '../../packages/control/src/store/sql.ts';
 import { storeOn } from '../../packages/control/src/store/store.ts';
 import type { Place } from '../support/store.ts';
+import { acceptancesSuite } from './acceptances.suite.ts';
 import { accountsSuite } from './accounts.suite.ts';
 import { attachedSuite } from './attached.suite.ts';
 import { auditSuite } from './audit.suite.ts';
@@ -56,6 +57,7 @@ export function storeSuite(name: string, makePlace: () => Promise<Place>): void 
     nodesSuite(subject);
     damagedNodesSuite(subject);
     attachedSuite(subject);
+    acceptancesSuite(subject);
     detachedSuite(subject);
     detachedAccountsSuite(subject);
     auditSuite(subject);

@@ -36,6 +36,8 @@ export interface RawLink {
   beat(more?: Record<string, unknown>): void;
   /** Beats until the link closes. */
   beats(every_ms: number): void;
+  /** Sends this again and again, with a beat after each, as fast as it is read, until the link closes. */
+  flood(message: unknown): void;
   close(): void;
 }
 
@@ -133,6 +135,12 @@ export async function openRawLink(url: string, credential: string): Promise<RawL
         progress_seq: seq,
         ...more,
       }),
+    flood(message) {
+      const sending = setInterval(() => {
+        for (; ws.bufferedAmount < 1024 * 1024; link.beat()) link.send(message);
+      });
+      ws.once('close', () => clearInterval(sending));
+    },
     beats(every_ms) {
       const timer = setInterval(() => {
         if (ws.readyState === ws.OPEN) link.beat();
