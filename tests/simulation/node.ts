@@ -84,6 +84,7 @@ export class SimNode {
         lease_clock: openLeaseClock(
           () => machine.steady_ms(),
           () => machine.uptime_ms() / 1000,
+          () => machine.wall_ms(),
         ),
         dial: (options, events) =>
           network.dial({ name, process, sent: (text) => this.#said(text) }, options, events),
