@@ -136,8 +136,10 @@ export async function openRawLink(url: string, credential: string): Promise<RawL
         ...more,
       }),
     flood(message) {
+      // One a turn: what a peer reads at once never fills the buffer, and its close would not be seen.
       const sending = setInterval(() => {
-        for (; ws.bufferedAmount < 1024 * 1024; link.beat()) link.send(message);
+        if (ws.bufferedAmount < 1024 * 1024) link.send(message);
+        link.beat();
       });
       ws.once('close', () => clearInterval(sending));
     },
