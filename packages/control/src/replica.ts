@@ -4,7 +4,7 @@ import { type Repeating, repeat } from './repeat.ts';
 /**
  * This process among the rows of `replicas`:
  *
- *     starting ──no other row that moves or has a session, or all have the bus──▶ one of them (its row is bumped each second) ──leave()──▶ gone
+ *     starting ──no other row that moves or has a session, or all have the bus──▶ one of them (its row is bumped each second, and twice in H) ──leave()──▶ gone
  *         │                                                          └──its row is gone──▶ buried: it must stop
  *         └──another row is bumped while watched, and it or we have no bus──▶ refused, with the reason
  *

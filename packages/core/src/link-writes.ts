@@ -1,14 +1,14 @@
 /**
  * What is sent on a link's WebSocket within one turn of the event loop, in few writes: each message is one frame (RFC 6455,
- * §5.2), and the frames of a write are made in one buffer. To frame and write small messages one by one, as `ws` does, costs
- * twice as much as all else that their sender does for them. `ws` reads, and says what is no message (ping, pong, close);
+ * §5.2), and the frames of a write are made in one buffer. One by one, as `ws` frames and writes
+ * them, small messages cost nearly twice as much (decision 027). `ws` reads, and says what is no message (ping, pong, close);
  * whoever closes flushes first, or what was sent before would come after the close.
  *
  *     empty ──first message──▶ gathering ──end of the turn, WRITE_MOST messages, or flush()──▶ empty
  */
 export interface LinkWrites {
   text(text: string): void;
-  /** One binary message of both parts; neither is kept. */
+  /** One binary message of both parts, which are not changed afterwards. */
   binary(header: Uint8Array, payload: Uint8Array): void;
   flush(): void;
 }

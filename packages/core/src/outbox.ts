@@ -24,7 +24,7 @@ export interface LinkPort {
   sendText(text: string): void;
   /** Text that may wait a few milliseconds to travel with what follows; it keeps its place before that. */
   sendPatiently?(text: string): void;
-  /** One binary frame; neither part may be changed afterwards, and the port keeps no reference to them. */
+  /** One binary frame; neither part may be changed afterwards, and the port keeps them no longer than this turn. */
   sendBinary(header: Uint8Array, payload: Uint8Array): void;
   /** Around what is sent in one go; a port may as well cork by itself for a whole turn. */
   cork?(): void;

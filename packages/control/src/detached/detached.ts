@@ -240,7 +240,7 @@ export function startDetached(deps: DetachedDeps): Detached {
       .catch(() => upkeep.doubt());
   });
   // What the process before this one had given away, to nodes that do not come back with it.
-  upkeep.lookAtNodesIn(deps.lease_ttl_ms);
+  upkeep.lookAtNodesIn(deps.predecessor_renews_ms + deps.lease_ttl_ms);
   dispatcher.stores = {
     takeBefore: (node, order_key) => claims.takeBefore(node, order_key),
     headOf: (model) => ready.headOf(model),

@@ -1,5 +1,6 @@
 import type { Acceptance, Log } from '@flotilla/core';
 import {
+  type ErrorCode,
   type ErrorDetails,
   FlotillaError,
   type JobAccepted,
@@ -35,6 +36,8 @@ export interface DetachedRouteDeps {
 export const RAW_JOB_ROUTES = ['createJob', 'createJobs'] as const;
 
 const NO_BODY = Buffer.alloc(0);
+/** Refusals that say no more than that its key has used up what it may; any other one stands by itself. */
+const OF_LIMITS = new Set<ErrorCode>(['rate_limited', 'insufficient_credit']);
 /** A comment keeps the connection of a job that nothing happens to. */
 const QUIET = ': \n\n';
 /** Who takes nothing of so much has stopped reading. */
@@ -97,6 +100,7 @@ export function detachedRoutes(deps: DetachedRouteDeps): Pick<Handlers, Detached
       // Without a turn of the loop between: the jobs of a batch would stand in each other's way.
       admission = admitted instanceof Promise ? await admitted : admitted;
     } catch (error) {
+      if (!(error instanceof FlotillaError) || !OF_LIMITS.has(error.code)) throw error;
       // What was accepted has been paid for: who lost the answer, and sends it again, is told whatever is left.
       const before = await detached.replayed(submission);
       if (before === null) throw error;
