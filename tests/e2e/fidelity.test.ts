@@ -16,10 +16,11 @@ import { type World, openWorld } from '../support/world.ts';
 /** What goes in comes out: byte for byte, in both directions, through gateway, link and daemon as they are. */
 let world: World;
 let backend: ScriptedBackend;
+const APP = 'https://app.example';
 const JSON_TYPE = { 'content-type': 'application/json' };
 
 beforeAll(async () => {
-  world = await openWorld({ heartbeat_ms: 2000 });
+  world = await openWorld({ heartbeat_ms: 2000, env: { FLOTILLA_CORS_ORIGINS: APP } });
   backend = await world.backend(() => undefined, ['scripted', 'llama3:latest', 'text-embed']);
   await world.node({ name: 'box', backends: [{ url: backend.url, slots: 8 }] });
 }, 60_000);
@@ -527,6 +528,32 @@ describe('headers', () => {
     expect(headers.has('x-private')).toBe(false);
     expect(body.toString()).toBe(chatChunk('a', 'stop') + DONE);
   });
+
+  it.each([
+    ['a whole answer', '{"model":"scripted","messages":[]}', 200],
+    ['a stream', '{"model":"scripted","messages":[],"stream":true}', 200],
+    ['what the backend refuses', '{"model":"scripted","messages":[],"n":-1}', 400],
+    ['what the gateway refuses', '{"model":"nobody","messages":[]}', 404],
+  ])(
+    'of every reply: %s is not kept, not guessed at, and read by the page that may',
+    async (_, sent, status) => {
+      backend.answer = ({ body }, response) => {
+        const { stream, n } = JSON.parse(body.toString()) as { stream?: boolean; n?: number };
+        response.writeHead(n === -1 ? 400 : 200, stream === true ? SSE : JSON_TYPE);
+        response.end(stream === true ? chatChunk('a', 'stop') + DONE : chatAnswer('a'));
+      };
+      const { headers, ...reply } = await ask(sent, { headers: { origin: APP, 'x-request-id': 'req-8' } });
+      expect({ status: reply.status, ...Object.fromEntries(headers) }).toMatchObject({
+        status,
+        'x-request-id': 'req-8',
+        'cache-control': 'no-store',
+        'x-content-type-options': 'nosniff',
+        vary: 'origin',
+        'access-control-allow-origin': APP,
+        'access-control-expose-headers': expect.stringContaining('x-flotilla-attempts'),
+      });
+    },
+  );
 
   it('of the request: what the backend needs, and nothing of the client', async () => {
     backend.answer = obliging;

@@ -185,8 +185,14 @@ describe('every reply', () => {
     expect(await id('x'.repeat(129))).toMatch(/^req_/);
   });
 
-  test('forbids guessing its type and keeping it', async () => {
-    const { headers } = await plane.call('GET', '/api/v1/keys', { key: admin });
+  test.each([
+    ['GET', '/api/v1/keys'],
+    ['GET', '/api/v1/pulse'],
+    ['HEAD', '/api/v1/pulse'],
+    ['HEAD', '/api/v1/backup'],
+    ['GET', '/nothing'],
+  ])('forbids guessing its type and keeping it: %s %s', async (method, path) => {
+    const { headers } = await plane.call(method, path, { key: admin });
     expect(headers.get('x-content-type-options')).toBe('nosniff');
     expect(headers.get('cache-control')).toBe('no-store');
   });

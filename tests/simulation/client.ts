@@ -88,7 +88,7 @@ export function attachedClient(
     serving.process.arrives(scheduler.now_ms + chance.delay(0.5, 30), () => {
       const principal = principalFor(serving, deps.credential);
       const request = { id: request_id, headers: {}, body } as unknown as ServeArgs[0];
-      const reply = { hijack() {}, raw: wire } as unknown as ServeArgs[1];
+      const reply = { hijack() {}, getHeaders: () => ({}), raw: wire } as unknown as ServeArgs[1];
       serving.gateway.serve(request, reply, 'chat', principal).catch((error: unknown) => wire.refused(error));
     });
     const { leaves_after_ms } = asked;

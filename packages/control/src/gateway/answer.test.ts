@@ -243,7 +243,7 @@ async function ask({ streaming }: { streaming: boolean }) {
     handed: (job) => dispatcher.handed(job),
     credit() {},
     position: (job) => dispatcher.lanes.position(job),
-    headers: () => ({}),
+    headers: () => [],
     over() {},
   });
   const job = dispatcher.submit(jobRequest(streaming), answer);

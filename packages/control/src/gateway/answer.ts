@@ -4,7 +4,7 @@ import { ERRORS, type ErrorCode, type TokenUsage, errorBody, retryHeaders } from
 import type { ServerResponse } from 'node:http';
 import type { ActiveJob, JobEnd, JobSink } from '../dispatch/active-job.ts';
 import type { Attempt, AttemptResult } from '../dispatch/attempt.ts';
-import { Client } from './client.ts';
+import { Client, type HeaderList } from './client.ts';
 
 /**
  * One client's answer, fed by the attempt that counts.
@@ -31,8 +31,8 @@ export interface AnswerDeps {
   handed(job: ActiveJob): void;
   credit(attempt: Attempt, offset: number): void;
   position(job: ActiveJob): number | null;
-  /** Headers that every reply to this client carries. */
-  headers(job: ActiveJob, attempt: Attempt | null): Record<string, string>;
+  /** Headers that every reply to this client carries, in a list of their own. */
+  headers(job: ActiveJob, attempt: Attempt | null): HeaderList;
   over(): void;
 }
 
@@ -175,11 +175,7 @@ export class Answer implements JobSink {
     if (from === 'holding') {
       const body = this.#whole();
       if (this.#commented) return this.#tellInStream(body);
-      return this.#client.answer(
-        this.#status,
-        { ...this.#replyHeaders(), ...Object.fromEntries(this.#headers) },
-        body,
-      );
+      return this.#client.answer(this.#status, this.#backendHeaders(), body);
     }
     if (from === 'flowing') for (const piece of this.#held) this.#hand(piece);
     else for (const piece of this.#scan.release()) this.#hand(piece);
@@ -217,11 +213,9 @@ export class Answer implements JobSink {
     const details = more === undefined ? {} : { more: { attempts: more } };
     const body = JSON.stringify(errorBody(code, message, details));
     if (!this.#client.headersSent) {
-      const headers = {
-        ...this.#replyHeaders(),
-        ...retryHeaders(code, end?.retry_after_ms),
-        'content-type': 'application/json; charset=utf-8',
-      };
+      const headers = this.#replyHeaders();
+      headers.push(...Object.entries(retryHeaders(code, end?.retry_after_ms)).flat());
+      headers.push('content-type', 'application/json; charset=utf-8');
       return this.#client.answer(ERRORS[code].status, headers, Buffer.from(body));
     }
     if (from === 'flowing') return this.#client.cut();
@@ -320,11 +314,9 @@ export class Answer implements JobSink {
     // From here on a comment could stand in the middle of an event.
     this.#comment_timer?.cancel();
     if (this.#client.headersSent) return;
-    this.#client.head(this.#status, {
-      ...this.#replyHeaders(),
-      ...Object.fromEntries(this.#headers),
-      ...(this.#phase === 'streaming' ? STREAM_HEADERS : {}),
-    });
+    const headers = this.#backendHeaders();
+    if (this.#phase === 'streaming') headers.push(...STREAM_HEADERS);
+    this.#client.head(this.#status, headers);
   }
 
   /** Only a stream that has waited this long gets its 200 before the backend has spoken. */
@@ -332,11 +324,9 @@ export class Answer implements JobSink {
     if (this.#phase !== 'waiting' && this.#phase !== 'streaming') return;
     if (!this.#commented) {
       this.#commented = true;
-      this.#client.head(200, {
-        ...this.#replyHeaders(),
-        'content-type': 'text/event-stream; charset=utf-8',
-        ...STREAM_HEADERS,
-      });
+      const headers = this.#replyHeaders();
+      headers.push('content-type', 'text/event-stream; charset=utf-8', ...STREAM_HEADERS);
+      this.#client.head(200, headers);
     }
     const position = this.#deps.position(this.job);
     this.#client.write(
@@ -346,8 +336,14 @@ export class Answer implements JobSink {
     this.#comment_timer = this.#deps.clock.after(COMMENT_EVERY_MS, () => this.#comment());
   }
 
-  #replyHeaders(): Record<string, string> {
+  #replyHeaders(): HeaderList {
     return this.#deps.headers(this.job, this.#attempt);
+  }
+
+  #backendHeaders(): HeaderList {
+    const headers = this.#replyHeaders();
+    for (const [name, value] of this.#headers) headers.push(name, value);
+    return headers;
   }
 
   #elapsed_ms(): number {
@@ -360,7 +356,7 @@ function newScan(): SseScan {
 }
 
 /** Proxies that buffer would turn a stream into one late piece. */
-const STREAM_HEADERS = { 'cache-control': 'no-cache', 'x-accel-buffering': 'no' };
+const STREAM_HEADERS = ['x-accel-buffering', 'no'];
 
 function storiesOf(job: ActiveJob): { attempt: number; outcome: string }[] | undefined {
   if (job.stories.length === 0) return undefined;

@@ -1,6 +1,9 @@
 import type { Clock, Timer } from '@flotilla/core';
 import type { ServerResponse } from 'node:http';
 
+/** Names and values in turn, no name twice: as such they are written, and nothing is made of them before. */
+export type HeaderList = string[];
+
 /**
  * The client's end of one answer. One piece of at most 64 KiB is with the socket at a time, so what the socket has
  * taken is known exactly: that is what a node may forget, and a client that takes nothing for the stall time is gone.
@@ -51,7 +54,7 @@ export class Client {
     return this.#closed;
   }
 
-  head(status: number, headers: Record<string, string | number>): void {
+  head(status: number, headers: HeaderList): void {
     if (!this.#closed) this.#response.writeHead(status, headers);
   }
 
@@ -69,9 +72,10 @@ export class Client {
   }
 
   /** A whole answer in one write, with its length known. */
-  answer(status: number, headers: Record<string, string | number>, body: Uint8Array): void {
+  answer(status: number, headers: HeaderList, body: Uint8Array): void {
     if (this.#closed) return;
-    this.#response.writeHead(status, { ...headers, 'content-length': body.byteLength });
+    headers.push('content-length', String(body.byteLength));
+    this.#response.writeHead(status, headers);
     this.#ending = true;
     if (body.byteLength > PIECE_BYTES) return this.write(body, false);
     this.#endResponse(body);

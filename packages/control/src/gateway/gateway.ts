@@ -19,8 +19,10 @@ import { jobRecord } from '../dispatch/job-record.ts';
 import type { Metrics } from '../telemetry/metrics.ts';
 import type { TracedRequest, Traces } from '../telemetry/traces.ts';
 import { type ModelRoutes, mayUse } from '../upstreams/model-routes.ts';
+import { begunHeaders } from '../http/begun-headers.ts';
 import { createAffinity } from './affinity.ts';
 import { Answer, type AnswerOutcome } from './answer.ts';
+import type { HeaderList } from './client.ts';
 import { type InferenceRequest, readInferenceRequest, withModel } from './inference-request.ts';
 
 /**
@@ -167,7 +169,7 @@ export function createGateway(deps: GatewayDeps): Gateway {
       handed: (job) => dispatcher.handed(job),
       credit: (attempt, offset) => dispatcher.credit(attempt, offset),
       position: (job) => (job.queued ? dispatcher.lanes.position(job) : null),
-      headers: (job, attempt) => headersOf(job, attempt, principal, admission),
+      headers: (job, attempt) => headersOf(reply, job, attempt, principal, admission),
       over: () => {
         open--;
         resolve();
@@ -302,22 +304,22 @@ export function createGateway(deps: GatewayDeps): Gateway {
   }
 
   function headersOf(
+    reply: FastifyReply,
     job: ActiveJob,
     attempt: Attempt | null,
     principal: Principal,
     admission: Admission,
-  ): Record<string, string> {
-    const headers: Record<string, string> = {
-      ...admission.headers,
-      'x-request-id': job.request.request_id,
-      'x-flotilla-attempts': String(job.kernel.attempt),
-      'x-flotilla-queue-ms': String(Math.round((job.offered_ms ?? clock.now_ms()) - job.created_ms)),
-    };
+  ): HeaderList {
+    const list: HeaderList = [];
+    for (const headers of [begunHeaders(reply), admission.headers])
+      for (const name in headers) list.push(name, headers[name]!);
+    const queue_ms = Math.round((job.offered_ms ?? clock.now_ms()) - job.created_ms);
+    list.push('x-flotilla-attempts', String(job.kernel.attempt), 'x-flotilla-queue-ms', String(queue_ms));
     if (attempt !== null && principal.has('nodes:read')) {
       const { is_provider, record } = attempt.node;
-      headers[is_provider ? 'x-flotilla-provider' : 'x-flotilla-node'] = record.name;
+      list.push(is_provider ? 'x-flotilla-provider' : 'x-flotilla-node', record.name);
     }
-    return headers;
+    return list;
   }
 
   function models({ key }: Principal): { id: string; created: number }[] {

@@ -3,6 +3,7 @@ import { FlotillaError } from '@flotilla/protocol';
 import { Readable, finished, pipeline } from 'node:stream';
 import { createGzip } from 'node:zlib';
 import { version } from '../version.ts';
+import { begunHeaders } from './begun-headers.ts';
 import type { Handlers } from './routing.ts';
 import { cutStalled } from './stall.ts';
 
@@ -26,7 +27,7 @@ export function backupRoutes({ store, clock, log, stall_ms }: BackupDeps): Pick<
       };
       if (request.method === 'HEAD') {
         reply.hijack();
-        reply.raw.writeHead(200, headers).end();
+        reply.raw.writeHead(200, { ...begunHeaders(reply), ...headers }).end();
         return;
       }
       if (running) {

@@ -39,10 +39,10 @@ export function cors(origins: readonly string[]): Cors {
   function begin(request: FastifyRequest, reply: FastifyReply): void {
     if (origins.length === 0) return;
     // Caches must not give one origin what was answered to another.
-    if (!every) reply.raw.setHeader('vary', 'origin');
+    if (!every) reply.header('vary', 'origin');
     if (!isAllowed(request.raw)) return;
-    reply.raw.setHeader('access-control-allow-origin', every ? '*' : request.headers.origin!);
-    reply.raw.setHeader('access-control-expose-headers', EXPOSED);
+    reply.header('access-control-allow-origin', every ? '*' : request.headers.origin!);
+    reply.header('access-control-expose-headers', EXPOSED);
   }
 
   function preflight(request: FastifyRequest, reply: FastifyReply): boolean {
@@ -50,10 +50,10 @@ export function cors(origins: readonly string[]): Cors {
     if (request.method !== 'OPTIONS' || headers['access-control-request-method'] === undefined) return false;
     if (!isAllowed(request.raw)) return false;
     const asked = headers['access-control-request-headers'];
-    reply.raw.setHeader('access-control-allow-methods', METHODS);
-    reply.raw.setHeader('access-control-max-age', MAX_AGE_S);
+    reply.header('access-control-allow-methods', METHODS);
+    reply.header('access-control-max-age', MAX_AGE_S);
     // A `*` would not cover `authorization`; what is asked for is as harmless as what any other client sends.
-    if (asked !== undefined) reply.raw.setHeader('access-control-allow-headers', asked);
+    if (asked !== undefined) reply.header('access-control-allow-headers', asked);
     void reply.code(204).send();
     return true;
   }

@@ -16,6 +16,7 @@ import type { Detached, Submission } from '../detached/detached.ts';
 import { type SubmissionRules, readBatch, readSubmission } from '../detached/submissions.ts';
 import { LOOK_EVERY_MS, type News } from '../detached/watchers.ts';
 import { traceparentOf } from '../telemetry/traces.ts';
+import { begunHeaders } from './begun-headers.ts';
 import { asFlotillaError, errorAnswer } from './errors.ts';
 import type { Handlers } from './routing.ts';
 
@@ -151,7 +152,11 @@ export function detachedRoutes(deps: DetachedRouteDeps): Pick<Handlers, Detached
     });
     out.on('error', () => undefined);
     reply.hijack();
-    out.writeHead(200, { 'content-type': 'text/event-stream; charset=utf-8', 'x-accel-buffering': 'no' });
+    out.writeHead(200, {
+      ...begunHeaders(reply),
+      'content-type': 'text/event-stream; charset=utf-8',
+      'x-accel-buffering': 'no',
+    });
     void tell().finally(() => {
       unwatch();
       out.end();

@@ -1,4 +1,5 @@
 import type { Clock } from '@flotilla/core';
+import { begunHeaders } from './begun-headers.ts';
 import type { Handlers } from './routing.ts';
 
 const EVENTS = 5;
@@ -11,7 +12,11 @@ export function pulseRoutes(clock: Clock): Pick<Handlers, 'pulse'> {
       reply.hijack();
       const { raw } = reply;
       raw.on('error', () => undefined); // the client went away
-      raw.writeHead(200, { 'content-type': 'text/event-stream', 'x-accel-buffering': 'no' });
+      raw.writeHead(200, {
+        ...begunHeaders(reply),
+        'content-type': 'text/event-stream',
+        'x-accel-buffering': 'no',
+      });
       if (request.method === 'HEAD') {
         raw.end();
         return;

@@ -182,18 +182,20 @@ export function createHttpServer(deps: HttpDeps): FastifyInstance {
 
   function begin(request: FastifyRequest, reply: FastifyReply): void {
     request.answer = reply.raw;
-    // On the raw answer, so that what the gateway writes by itself carries them too.
-    reply.raw.setHeader('x-request-id', request.id);
-    reply.raw.setHeader('x-content-type-options', 'nosniff');
-    reply.raw.setHeader('cache-control', 'no-store');
+    // Who writes on the raw answer takes them along (`begunHeaders`). Set there, each header of the answer, theirs
+    // and all others, would be checked and stored one by one: 8 of a request's 125 µs.
+    reply.headers({
+      'x-request-id': request.id,
+      'x-content-type-options': 'nosniff',
+      'cache-control': 'no-store',
+    });
     crossOrigin.begin(request, reply);
   }
 
   /** On every answer of `/v1`; those that take something of a limit say how it stands after that. */
   function tellRates({ principal, routeOptions }: FastifyRequest, reply: FastifyReply): void {
     if (principal === null || routeOptions.url?.startsWith('/v1/') !== true) return;
-    for (const [name, value] of Object.entries(deps.limits.headers(principal.key)))
-      reply.raw.setHeader(name, value);
+    reply.headers(deps.limits.headers(principal.key));
   }
 
   function send(error: unknown, request: FastifyRequest, reply: FastifyReply): void {
@@ -269,7 +271,8 @@ function readBodies(app: FastifyInstance, { config, clock, metrics, memory }: Ht
   metrics.watch({ bodyBytes: () => memory.held_bytes });
   const streamed = new Set<RouteName | undefined>(STREAMED_BODY_ROUTES);
   app.removeAllContentTypeParsers();
-  app.addContentTypeParser('*', (request: FastifyRequest, payload: IncomingMessage) =>
+  // All of them are read alike. JSON by its name too, or fastify would take each request's content type to pieces.
+  app.addContentTypeParser(['application/json', '*'], (request: FastifyRequest, payload: IncomingMessage) =>
     streamed.has(request.routeOptions.config.name) ? Promise.resolve(payload) : bodies.read(request, payload),
   );
 }

@@ -35,7 +35,8 @@ export function unnested(columns: Columns, first = 1): string {
 /** JSON's text of a flat array is PostgreSQL's but for the brackets, and for escapes that are no `\"` or `\\`. */
 function arrayOf(values: unknown[]): string {
   const text = JSON.stringify(values);
-  return `{${FOREIGN_ESCAPE.test(text) ? values.map(element).join(',') : text.slice(1, -1)}}`;
+  const foreign = text.includes('\\') && FOREIGN_ESCAPE.test(text);
+  return `{${foreign ? values.map(element).join(',') : text.slice(1, -1)}}`;
 }
 
 const FOREIGN_ESCAPE = /(?<!\\)(?:\\\\)*\\[^"\\]/;
