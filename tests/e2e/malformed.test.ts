@@ -366,7 +366,7 @@ describe('the node link', () => {
   const json = { 'content-type': 'application/json' };
   const sse = { 'content-type': 'text/event-stream' };
   const usage = { estimated: true };
-  const sound = (offer: Offer, body = '{}', headers: Record<string, unknown> = json) => {
+  const sound = (offer: Offer, body = '{}', headers: object = json) => {
     link.frame(2, offer.stream, 0, head({ status: 200, headers }));
     link.frame(3, offer.stream, 0, body);
     link.frame(4, offer.stream, Buffer.byteLength(body), Buffer.of(0));
@@ -485,6 +485,7 @@ describe('the node link', () => {
     ['a length of its own', { ...json, 'content-length': '1' }],
     ['a coding of its own', { ...json, 'transfer-encoding': 'chunked', trailer: 'x' }],
     ['a cookie', { ...json, 'set-cookie': 'a=b', 'access-control-allow-origin': '*' }],
+    ['a name twice', [['content-type', 'text/plain'], ...Object.entries(json)]],
     ['our own', { ...json, 'x-request-id': 'forged', 'x-flotilla-attempts': '99' }],
   ])('a head with %s reaches the client without it', async (_what, headers) => {
     const body = '{"choices":[]}';

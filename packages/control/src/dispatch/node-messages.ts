@@ -209,7 +209,8 @@ function readHead(payload: Uint8Array): { status: number; headers: [string, stri
     const { status, headers } = head as { status?: unknown; headers?: unknown };
     if (!Number.isInteger(status) || (status as number) < 200 || (status as number) > 599) return undefined;
     const pairs: unknown[] = Array.isArray(headers) ? headers : Object.entries(headers ?? {});
-    return { status: status as number, headers: pairs.filter(isHeader) };
+    // Of a name that is there twice the last one, as in a JSON object: they are written as they stand here.
+    return { status: status as number, headers: [...new Map(pairs.filter(isHeader))] };
   } catch {
     return undefined;
   }
