@@ -69,10 +69,11 @@ describe('what a control plane spends', () => {
 
   test('a detached job is accepted, claimed and ended with a statement each, and begun with no other', async () => {
     for (let n = 0; n < REQUESTS; n++) await detached(1);
-    const { 'start-jobs': starts = 0, ...others } = beyondTime(await costs());
-    expect(others).toEqual({ 'accept-jobs': REQUESTS, 'claim-jobs': REQUESTS, 'finish-jobs': REQUESTS });
-    // Where a busy machine reads its node's messages in two turns.
-    expect(starts).toBeLessThan(REQUESTS / 2);
+    expect(beyondTime(await costs())).toEqual({
+      'accept-jobs': REQUESTS,
+      'claim-jobs': REQUESTS,
+      'finish-jobs': REQUESTS,
+    });
   });
 
   test('detached jobs of one batch share their statements', async () => {
@@ -201,17 +202,19 @@ describe('what a control plane spends', () => {
   function done({ job, attempt, stream }: Offered, answer: string): void {
     const headers = { 'content-type': 'application/json' };
     const usage = { prompt_tokens: 1, completion_tokens: 1, cached_tokens: 0, estimated: false };
-    link.send({ type: 'job.started', job, attempt });
-    link.frame(FRAME_KIND.responseHead, stream, 0, JSON.stringify({ status: 200, headers }));
-    for (let at = 0; at < answer.length; at += FRAME_PAYLOAD_MAX_BYTES)
-      link.frame(FRAME_KIND.responseBody, stream, at, answer.slice(at, at + FRAME_PAYLOAD_MAX_BYTES));
-    link.frame(FRAME_KIND.end, stream, answer.length, Buffer.of(END_OUTCOME.complete));
-    link.send({
-      type: 'job.completed',
-      job,
-      attempt,
-      result: { status: 200, length: answer.length },
-      usage,
+    link.together(() => {
+      link.send({ type: 'job.started', job, attempt });
+      link.frame(FRAME_KIND.responseHead, stream, 0, JSON.stringify({ status: 200, headers }));
+      for (let at = 0; at < answer.length; at += FRAME_PAYLOAD_MAX_BYTES)
+        link.frame(FRAME_KIND.responseBody, stream, at, answer.slice(at, at + FRAME_PAYLOAD_MAX_BYTES));
+      link.frame(FRAME_KIND.end, stream, answer.length, Buffer.of(END_OUTCOME.complete));
+      link.send({
+        type: 'job.completed',
+        job,
+        attempt,
+        result: { status: 200, length: answer.length },
+        usage,
+      });
     });
   }
 

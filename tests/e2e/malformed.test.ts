@@ -676,12 +676,11 @@ describe('the node link', () => {
     it('anything more before the registration is answered breaks the rules', async () => {
       for (const more of ['{', Buffer.alloc(5), { type: 'node.heartbeat', seq: 1 }]) {
         link = await node.dial();
-        // In one write, so that nothing can come between.
-        const { _socket } = link.ws as unknown as { _socket: Socket };
-        _socket.cork();
-        link.send(rawRegistration('raw'));
-        const refused = link.refused(more);
-        _socket.uncork();
+        let refused: Promise<string> | undefined;
+        link.together(() => {
+          link.send(rawRegistration('raw'));
+          refused = link.refused(more);
+        });
         expect(await refused).toMatch(/waits for node.registered/);
         expect(await link.closed).toMatchObject({ code: 4005 });
       }

@@ -1,3 +1,4 @@
+import type { Socket } from 'node:net';
 import type { ControlMessage, ControlMessageOf } from '@flotilla/protocol';
 import { decodeFrame, encodeFrame, FRAME_KIND, type Frame, PROTOCOL_VERSION } from '@flotilla/protocol';
 import { WebSocket } from 'ws';
@@ -26,6 +27,8 @@ export interface RawLink {
   /** Text and bytes as they are, anything else as JSON. */
   send(message: unknown): void;
   frame(kind: number, stream: number, offset: number, payload: Uint8Array | string): void;
+  /** What `send` sends goes in one write, as a daemon's messages of one turn do. */
+  together(send: () => void): void;
   /** Waits for the first message of this type from now on that `matches`. */
   next<T extends ControlMessage['type']>(
     type: T,
@@ -94,6 +97,8 @@ export async function openRawLink(url: string, credential: string): Promise<RawL
   const { promise: closed, resolve } = Promise.withResolvers<{ code: number; reason: string }>();
   const { promise: opened, resolve: open, reject } = Promise.withResolvers<void>();
   let seq = 0;
+  const connected = Promise.withResolvers<Socket>();
+  ws.on('upgrade', ({ socket }) => connected.resolve(socket));
   ws.on('open', open);
   ws.on('error', reject);
   ws.on('close', (code, reason) => resolve({ code, reason: reason.toString() }));
@@ -102,6 +107,7 @@ export async function openRawLink(url: string, credential: string): Promise<RawL
     else heard.push(JSON.parse(data.toString()) as ControlMessage);
   });
   await opened;
+  const socket = await connected.promise;
 
   const link: RawLink = {
     ws,
@@ -114,6 +120,11 @@ export async function openRawLink(url: string, credential: string): Promise<RawL
       ),
     frame: (kind, stream, offset, payload) =>
       ws.send(encodeFrame(kind as Frame['kind'], stream, offset, Buffer.from(payload))),
+    together(send) {
+      socket.cork();
+      send();
+      socket.uncork();
+    },
     next(type, matches = () => true) {
       const from = heard.length;
       return until(`${type} is heard`, () =>
