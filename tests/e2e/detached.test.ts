@@ -143,6 +143,9 @@ describe('a detached job', () => {
       headers: { authorization: `Bearer ${own}` },
     });
     expect(reply.headers.get('content-type')).toContain('text/event-stream');
+    // As every answer has them, though this one is written past the server.
+    expect(reply.headers.get('cache-control')).toBe('no-store');
+    expect(reply.headers.get('x-content-type-options')).toBe('nosniff');
     const reader = reply.body!.pipeThrough(new TextDecoderStream()).getReader();
     let text = (await reader.read()).value!;
     finish();

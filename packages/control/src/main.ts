@@ -1,4 +1,4 @@
-import { type Clock, type Log, type Random, type Store } from '@flotilla/core';
+import type { Clock, LoadedNodes, Log, NodeRecord, Random, Store } from '@flotilla/core';
 import { makeId } from '@flotilla/protocol';
 import type { FastifyInstance } from 'fastify';
 import type { Server as TlsServer } from 'node:https';
@@ -120,7 +120,7 @@ async function start(base: Base, undo: Undo): Promise<RunningControl> {
   let died = (other: string): void => {
     early.push(other);
   };
-  const { store, membership } = await openOwnStore(
+  const { store, membership, ahead } = await openOwnStore(
     base,
     replica,
     {
@@ -146,9 +146,25 @@ async function start(base: Base, undo: Undo): Promise<RunningControl> {
   storeFailed = () => records.settlements.suspect();
 
   const serving = await assembleServing(
-    { ...base, store, replica, shared, membership, metrics, traces, keys, records, sealer },
+    {
+      ...base,
+      store,
+      replica,
+      shared,
+      membership,
+      metrics,
+      traces,
+      keys,
+      records,
+      sealer,
+      known(node, hash) {
+        const record = ahead.get(node);
+        return record?.descriptor_hash === hash ? (record.descriptor ?? undefined) : undefined;
+      },
+    },
     undo,
   );
+  ahead.clear();
   died = (other) => serving.died(other);
   renewed = () => serving.fleet.renewed();
   for (const other of early) died(other);
@@ -244,13 +260,13 @@ async function openTls({
   }
 }
 
-/** The store, with this process among its replicas and the first key in it. */
+/** The store, with this process among its replicas and the first key in it, and the nodes as they were while it waited to be alone. */
 async function openOwnStore(
   { config, log, random, clock }: Base,
   replica: string,
   told: Pick<ReplicaDeps, 'failed' | 'renewed' | 'buried' | 'died'>,
   undo: Undo,
-): Promise<{ store: Store; membership: Replica }> {
+): Promise<{ store: Store; membership: Replica; ahead: Map<string, NodeRecord> }> {
   const { database_url, data_dir } = config;
   const place = database_url === undefined ? { data_dir } : { database_url, replica };
   const store = await openStore(place, log);
@@ -260,6 +276,8 @@ async function openOwnStore(
     `Store: ${store.engine}. An acknowledged write survives ${store.durability}.`,
   );
   const { nats_url, heartbeat_ms } = config;
+  const ahead = new Map<string, NodeRecord>();
+  let reading = Promise.resolve();
   const membership = await joinReplicas({
     store,
     clock: backgroundClock,
@@ -267,11 +285,17 @@ async function openOwnStore(
     id: replica,
     bus: nats_url !== undefined,
     heartbeat_ms,
+    // Of ten thousand nodes this takes as long as the wait. What a node offers stands by its hash, whoever wrote it meanwhile.
+    waits() {
+      const keep = ({ nodes }: LoadedNodes) => nodes.forEach((node) => ahead.set(node.id, node));
+      reading = store.loadNodes().then(keep, () => undefined);
+    },
     ...told,
   });
   undo.push(() => membership.leave());
   if (config.admin_key !== undefined) await ensureAdminKey(config.admin_key, { store, clock, random, log });
-  return { store, membership };
+  await reading;
+  return { store, membership, ahead };
 }
 
 /** @returns null: one replica, without a bus */

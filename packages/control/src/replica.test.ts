@@ -10,6 +10,7 @@ function setup(engine: 'embedded' | 'postgres' = 'postgres', sessions: ReadonlyS
   const failed = vi.fn<() => void>();
   const buried = vi.fn<() => void>();
   const renewed = vi.fn<() => void>();
+  const waits = vi.fn<() => void>();
   const clock = new ManualClock();
   const store = {
     engine,
@@ -30,18 +31,20 @@ function setup(engine: 'embedded' | 'postgres' = 'postgres', sessions: ReadonlyS
       id,
       bus,
       heartbeat_ms: 1000,
+      waits,
       failed,
       renewed,
       buried,
       died: (other) => void died.push(other),
     });
-  return { rows, ended, died, clock, join, failed, renewed, buried, store };
+  return { rows, ended, died, clock, join, waits, failed, renewed, buried, store };
 }
 
 describe('a replica', () => {
   test('that finds no other is alone at once, says each second that it lives, and leaves nothing behind', async () => {
-    const { rows, clock, join } = setup();
+    const { rows, clock, join, waits } = setup();
     const replica = await join('a');
+    expect(waits).not.toHaveBeenCalled();
     clock.advance(1000);
     await vi.waitFor(() => expect(clock.pending).toBe(1));
     expect(rows.get('a')).toBe(2);
@@ -112,11 +115,12 @@ describe('a replica', () => {
     expect(ended).not.toContain('other');
   });
 
-  test('clears away another that stands still', async () => {
-    const { rows, ended, clock, join } = setup();
+  test('clears away another that stands still, and says that it waits for that', async () => {
+    const { rows, ended, clock, join, waits } = setup();
     rows.set('dead', 7);
     const joining = join('a');
     await vi.waitFor(() => expect(clock.started).toContain(2500));
+    expect(waits).toHaveBeenCalledTimes(1);
     clock.advance(2500);
     await joining;
     expect([...rows.keys()]).toEqual(['a']);

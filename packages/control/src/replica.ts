@@ -39,6 +39,8 @@ export interface ReplicaDeps {
   /** It can have others beside it. */
   bus: boolean;
   heartbeat_ms: number;
+  /** Whether another lives is not known at once: what only reads can be done meanwhile. */
+  waits: () => void;
   /** The row could not be bumped: whoever needs the store is to know, also where nobody is writing now. */
   failed: () => void;
   /** The row moves again, after more than H in which nodes' detached work was not renewed. */
@@ -155,12 +157,13 @@ export async function joinReplicas(deps: ReplicaDeps): Promise<Replica> {
 }
 
 /** @returns those that did not move, and may be buried at once */
-async function watchOthers({ store, clock, id, bus }: ReplicaDeps): Promise<string[]> {
+async function watchOthers({ store, clock, id, bus, waits }: ReplicaDeps): Promise<string[]> {
   const before = await othersOf(store, id);
   const strangers = [...before.values()].filter((row) => !bus || !row.bus);
   if (strangers.length === 0) return [];
   // The data directory's lock lets no second process live on an embedded store.
   if (store.engine === 'embedded') return [...before.keys()];
+  waits();
   // One that was killed has no session any more, and need not be watched for long. But for one bump: one that lives may have
   // lost its connections for this moment only.
   const pause = (delay_ms: number) => new Promise<void>((over) => void clock.after(delay_ms, over));

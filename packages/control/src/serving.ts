@@ -1,5 +1,6 @@
 import {
   type Clock,
+  type KnownDescriptor,
   type Log,
   type ProviderRecord,
   type Random,
@@ -51,6 +52,8 @@ export interface ServingDeps {
   keys: Keys;
   records: Records;
   sealer: Sealer | null;
+  /** What nodes offer, as far as it was read before. */
+  known: KnownDescriptor;
   /** Until when a stop waits for the store, by the clock's `now_ms`. */
   flushBy(): number;
 }
@@ -113,6 +116,7 @@ export async function assembleServing(deps: ServingDeps, undo: (() => Promise<un
     bumpAge_ms: () => membership.bumpAge_ms(),
     timings: timing,
     roster,
+    known: deps.known,
     dispatcher,
     discoveries,
     changed: () => changed(),

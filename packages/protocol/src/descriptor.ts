@@ -56,13 +56,17 @@ export const poolSchema = z.object({
 });
 export type Pool = z.infer<typeof poolSchema>;
 
+const regionSchema = z.string().max(128);
+const versionSchema = z.string().max(64);
+const platformSchema = z.string().max(64);
+
 export const descriptorSchema = z.object({
   name: nodeNameSchema,
   labels: labelsSchema.default({}),
-  region: z.string().max(128).optional(),
+  region: regionSchema.optional(),
   /** The daemon's version. */
-  version: z.string().max(64).default('unknown'),
-  platform: z.string().max(64).optional(),
+  version: versionSchema.default('unknown'),
+  platform: platformSchema.optional(),
   backends: z.array(backendSchema).max(256).default([]),
   pools: z.array(poolSchema).max(257).default([]),
 });
@@ -83,7 +87,7 @@ export function readDescriptor(input: unknown, name: string): ReadDescriptor {
   const source = isObject(input) ? input : {};
   if (!isObject(input)) warnings.push('descriptor: not an object; the node offers nothing.');
 
-  const part = <T>(field: string, schema: z.ZodType<T>, fallback: T): T => {
+  const part = <T, F>(field: string, schema: z.ZodType<T>, fallback: F): T | F => {
     if (source[field] === undefined) return fallback;
     const parsed = schema.safeParse(source[field]);
     if (parsed.success) return parsed.data;
@@ -127,13 +131,13 @@ export function readDescriptor(input: unknown, name: string): ReadDescriptor {
   const descriptor: Descriptor = {
     name,
     labels: part('labels', labelsSchema, {}),
-    version: part('version', z.string().max(64), 'unknown'),
+    version: part('version', versionSchema, 'unknown'),
     backends,
     pools,
   };
-  const region = part('region', z.string().max(128).optional(), undefined);
+  const region = part('region', regionSchema, undefined);
   if (region !== undefined) descriptor.region = region;
-  const platform = part('platform', z.string().max(64).optional(), undefined);
+  const platform = part('platform', platformSchema, undefined);
   if (platform !== undefined) descriptor.platform = platform;
   return { descriptor, warnings: warnings.slice(0, 20) };
 }

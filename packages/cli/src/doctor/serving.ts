@@ -45,17 +45,10 @@ function roster(nodes: readonly Node[]): Check[] {
   for (const node of nodes) {
     if (node.state === 'online' && node.health === 'healthy' && node.why.alarms.length === 0) continue;
     if (node.state === 'revoked') continue;
-    const said = [node.why.summary, ...node.why.failing_probes, ...node.why.alarms].filter(
-      (text) => text !== '',
-    );
-    checks.push(
-      check(
-        node.name,
-        'warn',
-        `${node.state}, ${node.health}: ${said.join('; ')}`,
-        `flotilla nodes show ${node.name}`,
-      ),
-    );
+    // The summary begins with the state, and has the first of what fails.
+    const { summary, failing_probes, alarms } = node.why;
+    const said = [summary, ...failing_probes.slice(1), ...alarms].join('; ');
+    checks.push(check(node.name, 'warn', said, `flotilla nodes show ${node.name}`));
   }
   return checks;
 }

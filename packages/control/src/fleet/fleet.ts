@@ -2,6 +2,7 @@ import {
   type Brake,
   type Clock,
   type DescriptorChange,
+  type KnownDescriptor,
   type LinkWrites,
   type LoadedNodes,
   type Log,
@@ -112,6 +113,8 @@ export interface FleetDeps {
   bumpAge_ms(): number;
   timings: Timings;
   roster: Roster;
+  /** What nodes offer that are not in the roster yet. */
+  known: KnownDescriptor;
   dispatcher: Dispatcher;
   discoveries: Discoveries;
   /** A node was changed here. @returns when what this replica believes of the nodes has been read again */
@@ -321,7 +324,8 @@ export function createFleet(deps: FleetDeps): Fleet {
 
   function knownDescriptor(id: string, hash: string): Descriptor | undefined {
     const node = roster.find(id);
-    return node !== undefined && node.descriptor_hash === hash ? (node.descriptor ?? undefined) : undefined;
+    if (node === undefined) return deps.known(id, hash);
+    return node.descriptor_hash === hash ? (node.descriptor ?? undefined) : undefined;
   }
 
   async function change(

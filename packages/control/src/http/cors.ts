@@ -28,7 +28,7 @@ const EXPOSED = [
 ].join(', ');
 const METHODS = 'GET, HEAD, POST, PUT, PATCH, DELETE';
 /** As long as Chromium keeps an answer. */
-const MAX_AGE_S = 7200;
+const MAX_AGE_S = '7200';
 
 /** `origins`: exact ones, or `*` alone. Empty: every browser refuses, as it does without us. */
 export function cors(origins: readonly string[]): Cors {

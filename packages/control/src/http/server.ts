@@ -183,7 +183,7 @@ export function createHttpServer(deps: HttpDeps): FastifyInstance {
   function begin(request: FastifyRequest, reply: FastifyReply): void {
     request.answer = reply.raw;
     // Who writes on the raw answer takes them along (`begunHeaders`). Set there, each header of the answer, theirs
-    // and all others, would be checked and stored one by one: 8 of a request's 125 µs.
+    // and all others, would be checked and stored one by one, which costs every request a twenty-fifth of its work.
     reply.headers({
       'x-request-id': request.id,
       'x-content-type-options': 'nosniff',

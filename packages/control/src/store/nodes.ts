@@ -74,15 +74,18 @@ async function findNode(sql: Sql, id: string, log: Log): Promise<NodeRecord | un
   return row && readNode(row, log);
 }
 
-const labels = z.record(z.string(), z.string());
-const models = z.array(z.string());
+/** Made once: zod compiles a schema where it is first used, and there are ten thousand nodes to read. */
+const rightsSchema = z.object({
+  labels: z.record(z.string(), z.string()),
+  allowed_models: z.array(z.string()),
+});
 
 /**
  * One row as the roster sees it. What is unreadable in it never costs the others: without its descriptor a node stays,
  * offers nothing and, having no hash, is asked for it again; without rights that can be read it is named, and keeps those it had where it is known.
  */
 function readNode(row: NodeRow, log: Log): NodeRecord | undefined {
-  const rights = z.object({ labels, allowed_models: models }).safeParse(row);
+  const rights = rightsSchema.safeParse(row);
   if (!rights.success) {
     log.error(
       { node: row.id },
