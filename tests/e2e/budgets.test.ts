@@ -15,6 +15,7 @@ import type { Costs } from '../support/count-costs.ts';
 import { flotilla } from '../support/program.ts';
 import { type RawLink, enrolRawNode } from '../support/raw-node.ts';
 import { chatAnswer, startScriptedBackend } from '../support/scripted-backend.ts';
+import { testServer } from '../support/store.ts';
 import { startScriptedPlane } from '../support/scripted-plane.ts';
 import { until } from '../support/until.ts';
 import { type World, openWorld } from '../support/world.ts';
@@ -152,6 +153,18 @@ describe('what a control plane spends', () => {
     expect(seen_at).toHaveLength(NODES);
     expect(Math.min(...seen_at)).toBeGreaterThanOrEqual(began_at);
   });
+
+  test.skipIf(testServer === undefined)(
+    'after a kill nodes are read while the start waits to be alone, and what they offer once (needs PostgreSQL: FLOTILLA_TEST_DATABASE_URL)',
+    async () => {
+      world.plane.program().signal('SIGKILL');
+      await world.plane.program().ended;
+      await world.plane.restart();
+      const { statements } = await costs();
+      expect(statements['load-nodes']).toBeGreaterThan(1);
+      expect(statements['load-descriptors']).toBe(1);
+    },
+  );
 
   async function joined(name: string): Promise<RawLink> {
     return (await enrolRawNode(world, name)).join();

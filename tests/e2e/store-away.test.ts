@@ -156,21 +156,16 @@ describe.skipIf(testServer === undefined)(
       const body = { model: 'slow', request: { messages: [{ role: 'user', content: 'Hello' }] } };
       const { id } = await plane.send<{ id: string }>('POST', '/api/v1/jobs', body);
       const running = await taken();
-      const listen = async () => {
-        const reply = await fetch(`${plane.url}/api/v1/jobs/${id}/events`, {
-          headers: { authorization: `Bearer ${plane.admin_key}` },
-        });
-        return reply.text();
-      };
-      const listening = listen();
+      const events = await fetch(`${plane.url}/api/v1/jobs/${id}/events`, {
+        headers: { authorization: `Bearer ${plane.admin_key}` },
+      });
       const watching = new Flotilla({ url: plane.url, api_key: plane.admin_key }).jobs.wait(id);
       await until(
         'it runs',
         async () => (await plane.get<JobView>(`/api/v1/jobs/${id}`)).state === 'running',
       );
       world.store_link!.cut();
-      const told_of = await listening;
-      expect(told_of).toMatch(/event: error\ndata: \{"error":\{.*"code":"unavailable".*\n\n$/);
+      expect(await events.text()).toMatch(/event: error\ndata: \{"error":\{.*"code":"unavailable".*\n\n$/);
       // Its lease is over by now: another control plane could have begun with it anew. This one does.
       await until('its node has given it up', () => running.closed);
       world.store_link!.restore();

@@ -122,8 +122,11 @@ export async function openRawLink(url: string, credential: string): Promise<RawL
       ws.send(encodeFrame(kind as Frame['kind'], stream, offset, Buffer.from(payload))),
     together(send) {
       socket.cork();
-      send();
-      socket.uncork();
+      try {
+        send();
+      } finally {
+        socket.uncork();
+      }
     },
     next(type, matches = () => true) {
       const from = heard.length;

@@ -1,4 +1,4 @@
-import type { Clock, LoadedNodes, Log, NodeRecord, Random, Store } from '@flotilla/core';
+import type { Clock, Log, Random, Store } from '@flotilla/core';
 import { makeId } from '@flotilla/protocol';
 import type { FastifyInstance } from 'fastify';
 import type { Server as TlsServer } from 'node:https';
@@ -8,6 +8,7 @@ import { createSlowdown } from './accounts/slowdown.ts';
 import { type Shared, sharedOver } from './bus/shared.ts';
 import { backgroundClock, systemClock, systemRandom } from './clock.ts';
 import type { ControlConfig } from './config.ts';
+import { createReadAhead, type ReadAhead } from './fleet/read-ahead.ts';
 import { createHttpServer } from './http/server.ts';
 import { keepTlsFresh, loadTls, TlsError, type TlsFiles, type TlsPair, warnOfExpiry } from './http/tls.ts';
 import { openRecords } from './records.ts';
@@ -157,14 +158,11 @@ async function start(base: Base, undo: Undo): Promise<RunningControl> {
       keys,
       records,
       sealer,
-      known(node, hash) {
-        const record = ahead.get(node);
-        return record?.descriptor_hash === hash ? (record.descriptor ?? undefined) : undefined;
-      },
+      known: ahead.known,
     },
     undo,
   );
-  ahead.clear();
+  ahead.drop();
   died = (other) => serving.died(other);
   renewed = () => serving.fleet.renewed();
   for (const other of early) died(other);
@@ -260,13 +258,13 @@ async function openTls({
   }
 }
 
-/** The store, with this process among its replicas and the first key in it, and the nodes as they were while it waited to be alone. */
+/** The store, with this process among its replicas and the first key in it, and what was read while it waited to be alone. */
 async function openOwnStore(
   { config, log, random, clock }: Base,
   replica: string,
   told: Pick<ReplicaDeps, 'failed' | 'renewed' | 'buried' | 'died'>,
   undo: Undo,
-): Promise<{ store: Store; membership: Replica; ahead: Map<string, NodeRecord> }> {
+): Promise<{ store: Store; membership: Replica; ahead: ReadAhead }> {
   const { database_url, data_dir } = config;
   const place = database_url === undefined ? { data_dir } : { database_url, replica };
   const store = await openStore(place, log);
@@ -276,8 +274,7 @@ async function openOwnStore(
     `Store: ${store.engine}. An acknowledged write survives ${store.durability}.`,
   );
   const { nats_url, heartbeat_ms } = config;
-  const ahead = new Map<string, NodeRecord>();
-  let reading = Promise.resolve();
+  const ahead = createReadAhead(store, log);
   const membership = await joinReplicas({
     store,
     clock: backgroundClock,
@@ -285,16 +282,12 @@ async function openOwnStore(
     id: replica,
     bus: nats_url !== undefined,
     heartbeat_ms,
-    // Of ten thousand nodes this takes as long as the wait. What a node offers stands by its hash, whoever wrote it meanwhile.
-    waits() {
-      const keep = ({ nodes }: LoadedNodes) => nodes.forEach((node) => ahead.set(node.id, node));
-      reading = store.loadNodes().then(keep, () => undefined);
-    },
+    waits: () => ahead.begin(),
     ...told,
   });
   undo.push(() => membership.leave());
   if (config.admin_key !== undefined) await ensureAdminKey(config.admin_key, { store, clock, random, log });
-  await reading;
+  await ahead.over();
   return { store, membership, ahead };
 }
 

@@ -58,6 +58,8 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
   let due_ms = 0;
   let running: Promise<void> | null = null;
   let slow_at_ms = 0;
+  /** When a lease will be over, the first of those that were told of; what the slow looks find before is another one's. */
+  let lease_over_ms = Infinity;
   /** The last lane of the look before, where that did not see them all. */
   let lanes_after = '';
   let in_doubt = false;
@@ -66,7 +68,7 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
   return {
     wakeIn: schedule,
     lookAtNodesIn(ms) {
-      slow_at_ms = Math.min(slow_at_ms, clock.now_ms() + ms);
+      lease_over_ms = Math.min(lease_over_ms, clock.now_ms() + ms);
       schedule(ms);
     },
     doubt() {
@@ -101,9 +103,11 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
       await expire();
       await learn();
       const readied = await readyAgain();
-      const slow = clock.now_ms() >= slow_at_ms;
+      const now_ms = clock.now_ms();
+      const slow = now_ms >= slow_at_ms || now_ms >= lease_over_ms;
       if (slow) {
-        slow_at_ms = clock.now_ms() + SLOW_LOOK_MS;
+        slow_at_ms = now_ms + SLOW_LOOK_MS;
+        if (now_ms >= lease_over_ms) lease_over_ms = Infinity;
         await deps.sweepNodes();
         // What another replica ended is told by a hint, or found here.
         if (deps.shared) await deps.learnEnds(false);
@@ -112,7 +116,9 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
       if (readied || slow || deps.shared) await findLanes();
       if (slow) await erase();
       const due_in_ms = (await store.nextDue(await deps.spared())) ?? SLOW_LOOK_MS;
-      schedule(Math.min(due_in_ms, deps.spareEndsIn(), deps.shared ? SHARED_LOOK_MS : SLOW_LOOK_MS));
+      const lease_over_in_ms = lease_over_ms - clock.now_ms();
+      const look_ms = deps.shared ? SHARED_LOOK_MS : SLOW_LOOK_MS;
+      schedule(Math.min(due_in_ms, deps.spareEndsIn(), lease_over_in_ms, look_ms));
     } catch (error) {
       log.warn({ error }, 'Detached jobs could not be looked after; it will be tried again.');
       in_doubt = true;

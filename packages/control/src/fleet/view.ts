@@ -85,7 +85,7 @@ function why(
     liveness.last_beat_ms === null || node.connected_at === null
       ? null
       : Math.round(clock.now_ms() - liveness.last_beat_ms);
-  // What a node said last that is away now, or has not said since, is not why it serves nobody.
+  // What a node said last that is away now is not why it serves nobody.
   const away = liveness.state === 'offline' || liveness.state === 'revoked';
   const failing = (away ? [] : backends).flatMap((backend) => {
     const own =
