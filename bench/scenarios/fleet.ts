@@ -225,7 +225,8 @@ function reportOf(found: Found | null, decided: Decided[], stage: Stage): Report
       'them in one statement every five minutes, and replicas, one row a second. Processor time and memory are of the control plane’s ' +
       'process. In a storm all links are lost at once, and every node dials again by the daemon’s rule (first within a random ' +
       'second, then up to 1, 2, 4, 5 s). Fenced is who would have stopped its work by its own clock; offline is who was ever taken ' +
-      'for dead. Placement is the pure rule, in the bench’s process. ' +
+      'for dead. While a control plane is killed and started, no other session is in its database: any that it does not know ' +
+      'lets a start look on for 1.3 s longer. Placement is the pure rule, in the bench’s process. ' +
       (found === null
         ? 'The fleet was left out (no PostgreSQL: give DATABASE_URL).'
         : `${stage.rounds} storms of each kind.`),

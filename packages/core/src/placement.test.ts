@@ -149,7 +149,7 @@ describe('placement', () => {
     let looked = 0;
     let asked = 0;
     const many = Array.from({ length: 10_000 }, (_, n) => {
-      const slots = { reserved: n % 4, capacity: 4 };
+      const slots = { reserved: 1 + (n % 3), capacity: 4 };
       return Object.defineProperties(spot(node(`n${n}`)), {
         slots: { get: () => (looked++, slots) },
         operations: { get: () => (asked++, ['chat']) },
@@ -162,7 +162,39 @@ describe('placement', () => {
     expect(looked).toBe(DRAWS);
     // Whether it can do the operation is asked of those alone that would be the best.
     expect(asked).toBeLessThan(DRAWS / 2);
-    expect(placement).toMatchObject({ kind: 'placed', spot: { slots: { reserved: 0 } } });
+    expect(placement).toMatchObject({ kind: 'placed', spot: { slots: { reserved: 1 } } });
+  });
+
+  it('draws until one is idle, and spreads over all that are', () => {
+    const many = Array.from({ length: 100 }, (_, n) =>
+      spot(node(`n${n}`), { slots: { reserved: n % 2, capacity: 4 } }),
+    );
+    const index = indexOf(many);
+    const draws = [0.01, 0.5, 0.02, 0.5, 0.99, 0.5, 0.98, 0.5];
+    let drawn = 0;
+    const took = () => place(request(), index, () => draws[drawn++]!);
+    expect(took()).toMatchObject({ spot: { node: { id: 'n2' } } });
+    expect(drawn).toBe(4);
+    expect(took()).toMatchObject({ spot: { node: { id: 'n98' } } });
+    expect(drawn).toBe(8);
+  });
+
+  it('keeps a fleet of 10,000 as even as one that is looked at whole', () => {
+    const many = Array.from({ length: 10_000 }, (_, n) => ({
+      node: node(`n${n}`),
+      slots: { reserved: 0, capacity: 16 },
+    }));
+    const index = indexOf(many.map(({ node: on, slots }) => spot(on, { slots })));
+    let seed = 1;
+    const random = () => (seed = (seed * 16_807) % 2_147_483_647) / 2_147_483_647;
+    for (let n = 0; n < 40_000; n++) {
+      const placement = place(request(), index, random);
+      if (placement.kind === 'placed') (placement.spot.slots as { reserved: number }).reserved++;
+    }
+    // Four each, were they dealt out one after the other.
+    const loads = many.map(({ slots }) => slots.reserved);
+    expect(Math.max(...loads)).toBeLessThanOrEqual(5);
+    expect(loads.filter((load) => load < 3).length).toBeLessThan(100);
   });
 
   it('takes the least loaded of those that fit, however many that do not are less loaded', () => {
