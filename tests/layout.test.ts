@@ -207,4 +207,13 @@ describe('layout', () => {
     });
     expect(found).toEqual([]);
   });
+
+  test('whoever takes over an answer takes its begun headers along', () => {
+    const takers = sources.filter((path) =>
+      /reply\.hijack\(\)/.test(readFileSync(resolve(root, path), 'utf8')),
+    );
+    expect(takers.length).toBeGreaterThan(3);
+    for (const path of takers)
+      expect(readFileSync(resolve(root, path), 'utf8'), path).toMatch(/\bbegunHeaders\(reply\)/);
+  });
 });
