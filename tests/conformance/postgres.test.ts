@@ -11,11 +11,9 @@ import { openPostgres } from '../../packages/control/src/store/postgres.ts';
 import { freshDatabase, quiet, testServer } from '../support/store.ts';
 import { aSettlement, enrolNodes } from './rows.ts';
 
-const [REP_A, REP_B, REP_C] = [1, 2, 3].map((n) => makeId('replica', n, systemRandom.bytes(10))) as [
-  string,
-  string,
-  string,
-];
+const [REP_A, REP_B, REP_C, REP_D] = [1, 2, 3, 4].map((n) =>
+  makeId('replica', n, systemRandom.bytes(10)),
+) as [string, string, string, string];
 
 /** What only PostgreSQL can be asked: several replicas, and a server that goes away. */
 describe.skipIf(testServer === undefined)(
@@ -142,28 +140,33 @@ describe.skipIf(testServer === undefined)(
       await Promise.all([a.close(), b.close()]);
     });
 
-    test('a replica is known by its sessions, which are gone when it is', async () => {
+    test('a replica is known by its sessions, which are gone when it is, and says whether they bear its name', async () => {
       const options = await emptyDatabase();
       const [own, other] = [
         await openStore({ ...options, replica: REP_A }, quiet),
         await openStore({ ...options, replica: REP_B }, quiet),
       ];
+      await own.enterReplica(REP_A, false);
       expect(await other.openSessions()).toContain(REP_A);
       await own.close();
       await vi.waitFor(async () => expect(await other.openSessions()).not.toContain(REP_A));
-      // As every session of a control plane of before they had names.
+      // As every session of a control plane of before they had names, and of whoever else is connected.
       const unnamed = await openStore(options, quiet);
-      expect(await other.openSessions()).toBeNull();
+      expect(await other.openSessions()).toEqual(new Set([REP_B]));
+      await unnamed.enterReplica(REP_D, false);
       await unnamed.close();
-      await vi.waitFor(async () => expect(await other.openSessions()).toEqual(new Set([REP_B])));
       // As those of a control plane whose own address names them.
       for (const name of ['fleet', 'flotilla prod']) {
         const address = new URL(options.database_url);
         address.searchParams.set('application_name', name);
         const renamed = await openStore({ database_url: address.href, replica: REP_C }, quiet);
-        expect(await other.openSessions()).toBeNull();
+        expect(await other.openSessions()).toEqual(new Set([REP_B]));
+        await renamed.enterReplica(REP_C, false);
+        expect((await other.listReplicas()).filter(({ named }) => named).map(({ id }) => id)).toEqual([
+          REP_A,
+        ]);
+        await renamed.endReplica(REP_C);
         await renamed.close();
-        await vi.waitFor(async () => expect(await other.openSessions()).toEqual(new Set([REP_B])));
       }
       await other.close();
     });
@@ -183,6 +186,8 @@ describe.skipIf(testServer === undefined)(
       server.port = String(pooler.port);
       const store = await openStore({ database_url: server.href, replica: REP_A }, quiet);
       expect(await store.openSessions()).toBeNull();
+      await store.enterReplica(REP_A, false);
+      expect(await store.listReplicas()).toMatchObject([{ id: REP_A, named: false }]);
       await store.close();
       pooler.close();
     });

@@ -116,7 +116,8 @@ describe('a node of another make', () => {
     const node = await enrolRawNode(world, 'right');
     const began_ms = performance.now();
     const link = await node.join();
-    expect(performance.now() - began_ms).toBeLessThan(250);
+    // A fifth wrong one would have waited 400 ms.
+    expect(performance.now() - began_ms).toBeLessThan(400);
     link.close();
     const metrics = await fetch(`${world.plane.url}/metrics`).then((reply) => reply.text());
     expect(metrics).toMatch(/^flotilla_\w+\{.*surface="link".*\} 4$/m);

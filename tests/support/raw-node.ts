@@ -37,7 +37,7 @@ export interface RawLink {
   /** Sends and waits for the `error` that answers it. */
   refused(message: unknown): Promise<string>;
   beat(more?: Record<string, unknown>): void;
-  /** Beats until the link closes. */
+  /** Beats until the link closes, once it is registered: before that a beat breaks the rules. */
   beats(every_ms: number): void;
   /** Sends this again and again, with a beat after each, as fast as it is read, until the link closes. */
   flood(message: unknown): void;
@@ -97,6 +97,7 @@ export async function openRawLink(url: string, credential: string): Promise<RawL
   const { promise: closed, resolve } = Promise.withResolvers<{ code: number; reason: string }>();
   const { promise: opened, resolve: open, reject } = Promise.withResolvers<void>();
   let seq = 0;
+  let registered = false;
   const connected = Promise.withResolvers<Socket>();
   ws.on('upgrade', ({ socket }) => connected.resolve(socket));
   ws.on('open', open);
@@ -104,7 +105,11 @@ export async function openRawLink(url: string, credential: string): Promise<RawL
   ws.on('close', (code, reason) => resolve({ code, reason: reason.toString() }));
   ws.on('message', (data: Buffer, binary) => {
     if (binary) frames.push(decodeFrame(data));
-    else heard.push(JSON.parse(data.toString()) as ControlMessage);
+    else {
+      const message = JSON.parse(data.toString()) as ControlMessage;
+      registered ||= message.type === 'node.registered';
+      heard.push(message);
+    }
   });
   await opened;
   const socket = await connected.promise;
@@ -159,7 +164,7 @@ export async function openRawLink(url: string, credential: string): Promise<RawL
     },
     beats(every_ms) {
       const timer = setInterval(() => {
-        if (ws.readyState === ws.OPEN) link.beat();
+        if (registered && ws.readyState === ws.OPEN) link.beat();
       }, every_ms);
       void closed.then(() => clearInterval(timer));
     },

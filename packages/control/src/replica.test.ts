@@ -19,7 +19,14 @@ function setup(engine: 'embedded' | 'postgres' = 'postgres', sessions: ReadonlyS
       Promise.resolve(rows.has(id) && rows.set(id, rows.get(id)! + 1) !== undefined),
     endReplica: (id: string) => Promise.resolve(void rows.delete(id)),
     listReplicas: () =>
-      Promise.resolve([...rows].map(([id, bumps]) => ({ id, bumps, bus: id.startsWith('bus') }))),
+      Promise.resolve(
+        [...rows].map(([id, bumps]) => ({
+          id,
+          bumps,
+          bus: id.startsWith('bus'),
+          named: !id.startsWith('unnamed'),
+        })),
+      ),
     openSessions: () => Promise.resolve(sessions),
     endOrphans: (id: string) => Promise.resolve(ended.push(id)),
   };
@@ -145,6 +152,17 @@ describe('a replica', () => {
     hangs.clock.advance(2500);
     await joining;
     expect(hangs.ended).toEqual(['hangs', 'dead']);
+  });
+
+  test('watches another whose sessions bear no name as if it had one', async () => {
+    const { rows, ended, clock, join } = setup('postgres', new Set(['a']));
+    rows.set('unnamed', 7).set('dead', 7);
+    const joining = join('a');
+    await vi.waitFor(() => expect(clock.started).toContain(2500));
+    expect(ended).toEqual([]);
+    clock.advance(2500);
+    await joining;
+    expect(ended).toEqual(['unnamed', 'dead']);
   });
 
   test('is refused beside another that had no session for a moment only, and lives', async () => {

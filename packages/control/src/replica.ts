@@ -180,7 +180,7 @@ async function watchOthers({ store, clock, id, bus, waits }: ReplicaDeps): Promi
 
 async function haveNoSession(store: ReplicaStore, rows: readonly ReplicaRow[]): Promise<boolean> {
   const connected = await store.openSessions();
-  return connected !== null && rows.every(({ id }) => !connected.has(id));
+  return connected !== null && rows.every(({ id, named }) => named && !connected.has(id));
 }
 
 async function othersOf(store: ReplicaStore, id: string): Promise<Map<string, ReplicaRow>> {

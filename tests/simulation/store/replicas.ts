@@ -5,7 +5,7 @@ import { bytewise, type Tables } from './tables.ts';
 
 export function enterReplica(tables: Tables, id: string, bus: boolean): void {
   if (tables.replicas.has(id)) throw notUnique('replicas', id);
-  tables.replicas.set(id, { id, bumps: 1, bus });
+  tables.replicas.set(id, { id, bumps: 1, bus, named: false });
   if (tables.replicas.size === 1) tables.allowances.clear();
 }
 

@@ -125,9 +125,8 @@ class Postgres implements Engine {
   /**
    * Told only where a session that is missing means a process that is gone:
    * not behind a pooler (PgBouncer), whose sessions are its own, named after whom it serves at the moment (it is known by
-   * the session's number, which the server says and the pooler makes up); not where DATABASE_URL names sessions otherwise;
-   * and not beside any session that bears no replica's name, for whose it is nobody can say: another control plane's may
-   * be named by its own DATABASE_URL.
+   * the session's number, which the server says and the pooler makes up); and not where DATABASE_URL names sessions
+   * otherwise. A session that bears no replica's name is nobody's, or of one whose row says that it has no such ones.
    */
   async openSessions(): Promise<ReadonlySet<string> | null> {
     const client = await this.#pool.connect().catch((error: unknown) => {
@@ -145,11 +144,10 @@ class Postgres implements Engine {
       const own = rows.find((row) => row.own);
       const { processID } = client as unknown as { processID: number };
       if (own?.pid !== processID || own.application_name !== this.#session) return null;
-      const names = rows.map((row) => row.application_name);
-      const ids = names.map((name) =>
-        name.startsWith(SESSION_PREFIX) ? name.slice(SESSION_PREFIX.length) : '',
-      );
-      return ids.every((id) => isId('replica', id)) ? new Set(ids) : null;
+      const ids = rows
+        .filter(({ application_name: name }) => name.startsWith(SESSION_PREFIX))
+        .map(({ application_name: name }) => name.slice(SESSION_PREFIX.length));
+      return new Set(ids.filter((id) => isId('replica', id)));
     } finally {
       client.release(broken);
     }

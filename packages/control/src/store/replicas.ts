@@ -1,11 +1,11 @@
 import type { ReplicaRow } from '@flotilla/core';
 import { leaveLimits } from './draw-limits.ts';
-import { NOW_MS, prepared, type Sql } from './sql.ts';
+import { type Engine, NOW_MS, prepared, type Sql } from './sql.ts';
 
 /** The times are the store's, for people; watchers compare the counts only. */
 const enter = prepared(
   'enter-replica',
-  `insert into replicas (id, bus, bumps, started_at, bumped_at) values ($1, $2, 1, ${NOW_MS}, ${NOW_MS})`,
+  `insert into replicas (id, bus, named, bumps, started_at, bumped_at) values ($1, $2, $3, 1, ${NOW_MS}, ${NOW_MS})`,
 );
 /** Makes no row: one that was cleared away while its replica slept must not come back beside its successor's. */
 const bump = prepared(
@@ -19,11 +19,12 @@ const doubtBudgets = prepared(
      select key, kind from allowances where kind = 'budget' order by key, kind for no key update)
    update allowances a set stale = true from locked l where a.key = l.key and a.kind = l.kind`,
 );
-const list = prepared('list-replicas', 'select id, bumps, bus from replicas order by id');
+const list = prepared('list-replicas', 'select id, bumps, bus, named from replicas order by id');
 
-export async function enterReplica(sql: Sql, id: string, bus: boolean): Promise<void> {
-  await sql.transaction(async (tx) => {
-    await tx.query(enter, [id, bus]);
+export async function enterReplica(engine: Engine, id: string, bus: boolean): Promise<void> {
+  const named = (await engine.openSessions())?.has(id) === true;
+  await engine.transaction(async (tx) => {
+    await tx.query(enter, [id, bus, named]);
     await tx.query('delete from allowances where not exists (select from replicas where id <> $1)', [id]);
   });
 }

@@ -28,7 +28,10 @@ export type Param = string | number | boolean | null;
 export interface Engine extends Sql {
   readonly kind: 'embedded' | 'postgres';
   readonly durability: 'process death' | 'power loss';
-  /** Replicas that have a session now; one that is killed has none within milliseconds. Null where that cannot be told. */
+  /**
+   * Replicas that sessions are named after which are open now; of one that is killed none is within milliseconds. Null where
+   * not even the own sessions bear their name.
+   */
   openSessions(): Promise<ReadonlySet<string> | null>;
   /** The store as it is at one moment, to be read for as long as that takes while everything else goes on. */
   snapshot(): Promise<Snapshot>;

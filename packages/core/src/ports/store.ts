@@ -87,7 +87,7 @@ export interface Store extends DetachedJobs, ModelDiscoveries, Upstreams, Shared
   endReplica(id: string): Promise<void>;
   /** Rows of all replicas, with the store's own count of bumps, so that a watcher can see one stand still. */
   listReplicas(): Promise<ReplicaRow[]>;
-  /** Ids of replicas that are connected to the store at this moment; null where it cannot tell. */
+  /** Ids that sessions bear which are open at the store at this moment; null where it cannot tell. */
   openSessions(): Promise<ReadonlySet<string> | null>;
 
   // ── Attached jobs ──
@@ -130,6 +130,8 @@ export interface ReplicaRow {
   id: string;
   bumps: number;
   bus: boolean;
+  /** Its sessions at the store bear its id: if `openSessions` does not have it, it has none. */
+  named: boolean;
 }
 
 export interface KeyRecord {

@@ -9,6 +9,7 @@ import { detachedAccounts } from './0007-detached-accounts.ts';
 import { replicas } from './0008-replicas.ts';
 import { sharedLimits } from './0009-shared-limits.ts';
 import { openAndEndedJobs } from './0010-open-and-ended-jobs.ts';
+import { namedSessions } from './0011-named-sessions.ts';
 
 /** In order, never edited once released: a change is a new file. */
 export const MIGRATIONS: readonly Migration[] = [
@@ -22,4 +23,5 @@ export const MIGRATIONS: readonly Migration[] = [
   replicas,
   sharedLimits,
   openAndEndedJobs,
+  namedSessions,
 ];
