@@ -209,11 +209,9 @@ describe('layout', () => {
   });
 
   test('whoever takes over an answer takes its begun headers along', () => {
-    const takers = sources.filter((path) =>
-      /reply\.hijack\(\)/.test(readFileSync(resolve(root, path), 'utf8')),
-    );
+    const read = (path: string) => readFileSync(resolve(root, path), 'utf8');
+    const takers = sources.filter((path) => /reply\.hijack\(\)/.test(read(path)));
     expect(takers.length).toBeGreaterThan(3);
-    for (const path of takers)
-      expect(readFileSync(resolve(root, path), 'utf8'), path).toMatch(/\bbegunHeaders\(reply\)/);
+    expect(takers.filter((path) => !/\bbegunHeaders\(reply\)/.test(read(path)))).toEqual([]);
   });
 });

@@ -9,6 +9,7 @@ import { processUse } from '../hardware.ts';
 import { generate } from '../load.ts';
 import { figure } from '../figure.ts';
 import { goalOf, type Report, spread, type Table } from '../report.ts';
+import { median } from '../histogram.ts';
 import { interleave, middle } from '../rounds.ts';
 import type { Scenario, Stage } from '../scenario.ts';
 import { MODEL, type Target, TARGETS } from '../targets.ts';
@@ -212,12 +213,14 @@ function loadTable(loads: Load[]): Table {
   };
 }
 
-/** The last quarter to the second: in the first the heap has yet to find its size. */
+/**
+ * The last quarter to the second: in the first the heap has yet to find its size. Of each the median, for V8 gives memory back
+ * now and then, and takes it again: a mean of one with such a moment would make growth of what comes after it.
+ */
 function growth({ memory_mib }: Load): number {
   const quarter = STEPS / 4;
-  const mean = (from: number) =>
-    memory_mib.slice(from, from + quarter).reduce((sum, value) => sum + value, 0) / quarter;
-  return (mean(3 * quarter) / mean(quarter) - 1) * 100;
+  const usual = (from: number) => median(memory_mib.slice(from, from + quarter));
+  return (usual(3 * quarter) / usual(quarter) - 1) * 100;
 }
 
 function goalsOf(starts: Starts[], loads: Load[], stage: Stage) {
