@@ -47,16 +47,19 @@ test('a retry whose back-off is over is told with its lane, even where the look 
   await expect.poll(() => told).toEqual(['lane_z', 'lane_a', 'wake']);
 });
 
-test('nodes are looked at when a lease is over, though looks came before that, and would have come after', async () => {
+test('nodes are looked at when each lease is over, though looks came before that, and would have come after', async () => {
   const swept: number[] = [];
   const { clock, upkeep } = setup({ sweepNodes: () => Promise.resolve(void swept.push(clock.now_ms())) });
   const began_ms = clock.now_ms();
   upkeep.lookAtNodesIn(8000);
+  upkeep.lookAtNodesIn(7000);
+  upkeep.lookAtNodesIn(6950);
   for (const [passed_ms, at_ms] of [
     [10, [10]],
     [5000, [10, 5010]],
-    [2990, [10, 5010, 8000]],
-    [5000, [10, 5010, 8000, 13_000]],
+    [1990, [10, 5010, 7000]],
+    [1000, [10, 5010, 7000, 8000]],
+    [5000, [10, 5010, 7000, 8000, 13_000]],
   ] as const) {
     clock.advance(passed_ms);
     await expect.poll(() => swept.map((ms) => ms - began_ms)).toEqual(at_ms);

@@ -45,6 +45,8 @@ const SLOW_LOOK_MS = 5000;
 /** What another replica accepted, and no hint told of, waits no longer than this. */
 const SHARED_LOOK_MS = 500;
 const RETRY_MS = 500;
+/** Leases that end within so long share a look, at the end of it: of ten thousand nodes lost together there are a few. */
+const LEASE_LOOKS_MS = 250;
 /** Two looks are this far apart, whatever is due: a clock that is a moment behind does not spin. */
 const LEAST_MS = 10;
 const ROWS = 500;
@@ -58,8 +60,8 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
   let due_ms = 0;
   let running: Promise<void> | null = null;
   let slow_at_ms = 0;
-  /** When a lease will be over, the first of those that were told of; what the slow looks find before is another one's. */
-  let lease_over_ms = Infinity;
+  /** When leases will be over that were told of. A look before one of these moments does not do for it. */
+  const lease_ends_ms = new Set<number>();
   /** The last lane of the look before, where that did not see them all. */
   let lanes_after = '';
   let in_doubt = false;
@@ -68,8 +70,9 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
   return {
     wakeIn: schedule,
     lookAtNodesIn(ms) {
-      lease_over_ms = Math.min(lease_over_ms, clock.now_ms() + ms);
-      schedule(ms);
+      const at_ms = Math.ceil((clock.now_ms() + ms) / LEASE_LOOKS_MS) * LEASE_LOOKS_MS;
+      lease_ends_ms.add(at_ms);
+      schedule(at_ms - clock.now_ms());
     },
     doubt() {
       in_doubt = true;
@@ -104,10 +107,10 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
       await learn();
       const readied = await readyAgain();
       const now_ms = clock.now_ms();
-      const slow = now_ms >= slow_at_ms || now_ms >= lease_over_ms;
+      const slow = now_ms >= slow_at_ms || now_ms >= Math.min(...lease_ends_ms);
       if (slow) {
         slow_at_ms = now_ms + SLOW_LOOK_MS;
-        if (now_ms >= lease_over_ms) lease_over_ms = Infinity;
+        for (const at_ms of lease_ends_ms) if (at_ms <= now_ms) lease_ends_ms.delete(at_ms);
         await deps.sweepNodes();
         // What another replica ended is told by a hint, or found here.
         if (deps.shared) await deps.learnEnds(false);
@@ -116,7 +119,7 @@ export function startUpkeep(deps: UpkeepDeps): Upkeep {
       if (readied || slow || deps.shared) await findLanes();
       if (slow) await erase();
       const due_in_ms = (await store.nextDue(await deps.spared())) ?? SLOW_LOOK_MS;
-      const lease_over_in_ms = lease_over_ms - clock.now_ms();
+      const lease_over_in_ms = Math.min(...lease_ends_ms) - clock.now_ms();
       const look_ms = deps.shared ? SHARED_LOOK_MS : SLOW_LOOK_MS;
       schedule(Math.min(due_in_ms, deps.spareEndsIn(), lease_over_in_ms, look_ms));
     } catch (error) {
